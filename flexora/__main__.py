@@ -1,0 +1,7 @@
+"""``python -m flexora``."""
+
+import sys
+
+from flexora.cli import main
+
+sys.exit(main())

@@ -1,0 +1,60 @@
+"""Attach LoRA to exactly the chosen modules, and check with PEFT's own status that nothing else is adapted."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from peft import LoraConfig, PeftModel, get_layer_status, get_peft_model, get_peft_model_state_dict
+
+from flexora.backbone.families import Family, family_of
+from flexora.errors import FlexoraError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from flexora.search.selection import Selection
+
+
+def attach(model: PreTrainedModel, adapter: LoraConfig, selection: Selection, family: Family) -> PeftModel:
+    """Put a fresh adapter on the chosen projections of the chosen layers.
+
+    PEFT is given full module names: they express any choice, and avoid its trap of reading an empty
+    ``layers_to_transform`` as all layers.
+
+    Args:
+        model: The frozen base model; its layers are replaced in place.
+        adapter: PEFT configuration; ``target_modules`` holds short names of projections or nothing.
+        selection: The layers and their projections.
+        family: The model's family.
+
+    Raises:
+        FlexoraError: If the configuration limits the layers itself, or PEFT adapted other modules than asked.
+    """
+    if adapter.layers_to_transform is not None or adapter.layers_pattern is not None:
+        raise FlexoraError("adapter: layers_to_transform and layers_pattern are set by the selection; remove them")
+    wanted = {family.module_name(layer, name) for layer, names in selection.targets.items() for name in names}
+    config = copy.deepcopy(adapter)
+    config.task_type = "CAUSAL_LM"
+    if config.init_lora_weights != "loftq":
+        config.loftq_config = {}  # a typed parser fills the defaults in, which PEFT then warns about
+    config.target_modules = wanted
+    # from_pretrained gives a model in evaluation mode, in which checkpointing and dropout would stay off.
+    peft_model = get_peft_model(model, config).train()
+    adapted = {status.name.removeprefix("model.") for status in get_layer_status(peft_model)}
+    if adapted != wanted:
+        wrong = sorted(adapted ^ wanted)[0]
+        raise FlexoraError(f"adapter: PEFT adapted {len(adapted)} modules where {len(wanted)} were asked, e.g. {wrong}")
+    return peft_model
+
+
+def trainable_parameters(model: PeftModel) -> int:
+    """Number of parameters that the optimiser may change."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def adapter_size(model: PeftModel) -> tuple[int, int]:
+    """Number of decoder layers with an adapter, and number of its parameters."""
+    prefix = family_of(type(model.get_base_model()).__name__).layers + "."
+    layers = {status.name.split(prefix, 1)[1].split(".", 1)[0] for status in get_layer_status(model)}
+    return len(layers), sum(tensor.numel() for tensor in get_peft_model_state_dict(model).values())

@@ -1,0 +1,105 @@
+"""Load a base model and its tokenizer: a hub id, a local folder, or the packaged default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from flexora.backbone.families import Family, family_of
+from flexora.backbone.gguf import PACKAGED_PREFIX, packaged_model_folder
+from flexora.errors import FlexoraError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Which base model to adapt, and how to hold it in memory.
+
+    Attributes:
+        model: A hub id, a local folder, or ``packaged:SmolLM2-135M-Instruct``.
+        revision: Branch, tag or commit on the hub.
+        dtype: Precision of the frozen weights. The adapter and alpha are float32 whatever stands here.
+        attention: Attention implementation of transformers.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+    """
+
+    model: str = f"{PACKAGED_PREFIX}SmolLM2-135M-Instruct"
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    gradient_checkpointing: bool = False
+
+    def resolve(self) -> str:
+        """Where transformers finds the files: a folder, or the hub id itself.
+
+        Raises:
+            FlexoraError: If a local folder does not exist or the packaged model was not fetched.
+        """
+        if self.model.startswith(PACKAGED_PREFIX):
+            return str(packaged_model_folder(self.model))
+        looks_local = self.model.startswith((".", "/", "~")) or self.model.count("/") > 1
+        folder = Path(self.model).expanduser()
+        if folder.is_dir():
+            return str(folder)
+        if looks_local:
+            raise FlexoraError(f"backbone.model: the folder {self.model} does not exist; name a folder or a hub id")
+        return self.model
+
+    def load_config(self) -> PretrainedConfig:
+        """Read the model's configuration alone (no weights)."""
+        return self._from_pretrained(AutoConfig)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer."""
+        return self._from_pretrained(AutoTokenizer)
+
+    def load_model(self) -> PreTrainedModel:
+        """Load the causal language model with every weight frozen.
+
+        Raises:
+            FlexoraError: If the files cannot be found or read, or the architecture has no family.
+        """
+        describe(self.load_config())  # an unsupported architecture is refused before its weights are read
+        model: PreTrainedModel = self._from_pretrained(
+            AutoModelForCausalLM, dtype=getattr(torch, self.dtype), attn_implementation=self.attention
+        )
+        model.requires_grad_(False)
+        model.config.use_cache = False
+        if self.gradient_checkpointing:
+            # The non-reentrant form alone works with torch.autograd.grad and needs no input that requires grad.
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model
+
+    def _from_pretrained(self, auto: Any, **options: Any) -> Any:
+        try:
+            return auto.from_pretrained(self.resolve(), revision=self.revision, trust_remote_code=False, **options)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise FlexoraError(
+                f"backbone.model: cannot load {self.model}: {reason[:300]}; check the name, the network, or your hub login"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the rest of the code needs to know of a base model before its weights are loaded."""
+
+    name: str
+    num_layers: int
+    family: Family
+
+
+def describe(config: PretrainedConfig) -> Architecture:
+    """Read architecture and layer count from a model's configuration.
+
+    Raises:
+        FlexoraError: If the configuration names no supported architecture.
+    """
+    name = (config.architectures or ["of an unnamed kind"])[0]
+    return Architecture(name=name, num_layers=config.num_hidden_layers, family=family_of(name))

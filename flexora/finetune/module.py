@@ -1,0 +1,116 @@
+"""The fine-tune as a LightningModule: fresh LoRA on the chosen layers alone, automatic optimisation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor
+from torchmetrics import MeanMetric
+from transformers import get_cosine_schedule_with_warmup
+
+from flexora.backbone.adapters import attach
+from flexora.backbone.loading import Backbone, describe
+from flexora.backbone.precision import require_precision
+from flexora.errors import FlexoraError
+from flexora.scoring.likelihood import answer_loss
+from flexora.search.selection import resolve_selection
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+    from flexora.data.batch import Batch
+
+
+class FinetuneModule(L.LightningModule):
+    """Trains LoRA on the chosen layers with AdamW, warm-up and a cosine schedule.
+
+    Args:
+        backbone: The base model.
+        adapter: PEFT's LoRA configuration, as in the search.
+        selection: A ``selection.json``, ``all``, or layers such as ``0,3,5-9``.
+        learning_rate: Peak learning rate.
+        weight_decay: Decoupled weight decay.
+        warmup_ratio: Share of the steps over which the learning rate rises.
+        seed: Seed of LoRA's initial weights. Recipes fill it in from their own section.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: LoraConfig,
+        selection: str = "all",
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        warmup_ratio: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not learning_rate > 0:
+            raise FlexoraError(f"finetune.learning_rate: {learning_rate} must be positive")
+        if not 0 <= warmup_ratio < 1:
+            raise FlexoraError(f"finetune.warmup_ratio: {warmup_ratio} must lie in [0, 1)")
+        self.strict_loading = False  # the frozen base model is in no checkpoint
+        self.backbone = backbone
+        self.adapter = adapter
+        self.selection = selection
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_ratio = warmup_ratio
+        self.seed = seed
+        self.model: PeftModel | None = None
+        self.val_loss = MeanMetric()
+
+    def configure_model(self) -> None:
+        """Load the base model and put a fresh adapter on the chosen layers."""
+        if self.model is not None:
+            return
+        config = describe(self.backbone.load_config())
+        projections = config.family.expand(self.adapter.target_modules)
+        # The selection is checked before any weight is read.
+        selection = resolve_selection(self.selection, config.name, config.num_layers, projections)
+        torch.manual_seed(self.seed)
+        self.model = attach(self.backbone.load_model(), self.adapter, selection, config.family)
+
+    @property
+    def peft_model(self) -> PeftModel:
+        """The model with its adapter; exists once ``configure_model`` has run."""
+        assert self.model is not None, "configure_model has not run yet"
+        return self.model
+
+    def setup(self, stage: str) -> None:
+        """Refuse precisions that would round the adapter."""
+        require_precision(self.trainer, ("32-true", "bf16-mixed", "16-mixed", "64-true"), phase="finetune")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW on the adapter, warm-up and cosine over all optimiser steps."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        fused = parameters[0].device.type == "cuda"
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_cosine_schedule_with_warmup(optimizer, round(self.warmup_ratio * steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The batch's share of the step's mean loss per answer token.
+
+        Lightning averages over accumulated batches and devices; the factor turns that into the sum over all of them
+        divided by their joint number of tokens, so that batches with few answer tokens do not count for more.
+        """
+        loss_sum = answer_loss(self.peft_model, batch)
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        self.log("train_loss", loss_sum.detach() / batch["target"].numel(), prog_bar=True)
+        return loss_sum / batch["normalizer"] * parts
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Mean loss per answer token of the held-out rows."""
+        tokens = batch["target"].numel()
+        self.val_loss.update(answer_loss(self.peft_model, batch) / tokens, weight=tokens)
+        self.log("val_loss", self.val_loss, prog_bar=True, batch_size=tokens)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the adapter alone: the frozen base model can be loaded again."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}

@@ -1,0 +1,98 @@
+"""Recipes: one YAML per model and benchmark, parsed whole and typed; each verb takes its part from it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import jsonargparse
+import lightning as L
+from peft import LoraConfig
+
+import flexora.data.arc  # noqa: F401 - so that short class names resolve
+from flexora.backbone.loading import Backbone
+from flexora.data.multiple_choice import MultipleChoiceDataModule
+from flexora.errors import FlexoraError
+from flexora.finetune.module import FinetuneModule
+from flexora.search.module import SearchModule
+
+#: Arguments of the modules that come from other sections of the recipe.
+SHARED = {"backbone", "adapter", "seed"}
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What is scored.
+
+    Attributes:
+        arms: ``base``, ``lora`` (an adapter on all layers, which ``run`` trains on the same rows), ``flexora``, or the
+            folder of any PEFT adapter.
+        trainer: Overrides of the recipe's trainer section.
+    """
+
+    arms: list[str] = field(default_factory=lambda: ["base", "lora", "flexora"])
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """How the report looks.
+
+    Attributes:
+        title: Heading of the page; made of model and benchmark by default.
+    """
+
+    title: str | None = None
+
+
+class RecipeParser(jsonargparse.ArgumentParser):
+    """A parser that says what is wrong in one line instead of printing its usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the problem.
+
+        Raises:
+            FlexoraError: Always.
+        """
+        raise FlexoraError(one_line(message)) from ex
+
+
+def one_line(message: str) -> str:
+    """Squeeze a message of jsonargparse into one line that names the setting and the first thing wrong with it."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
+    if "Errors:" in lines:  # a union: one line for each type it tried, then the value
+        lines = [lines[0].split(":")[0] + ":", lines[lines.index("Errors:") + 1]]
+    text = re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(lines))
+    return f"{text}; --help lists the settings"
+
+
+def recipe_parser(verb: str) -> RecipeParser:
+    """The typed parser of a whole recipe, for one verb."""
+    parser = RecipeParser(
+        prog=f"flexora {verb}",
+        description="Settings come from --config files (later ones win) and dotted flags such as --search.outer_steps 20.",
+        exit_on_error=True,
+    )
+    parser.add_argument("--config", action="config", help="A recipe; may be given several times, later ones win.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of adapters, order and dropout.")
+    parser.add_argument("--output_dir", type=str, default="runs/flexora", help="Folder of all results.")
+    parser.add_class_arguments(Backbone, "backbone", help="The base model.")
+    parser.add_subclass_arguments(
+        MultipleChoiceDataModule, "data", skip={"backbone", "seed"}, required=True, help="The benchmark."
+    )
+    parser.add_class_arguments(LoraConfig, "adapter", help="PEFT's LoRA configuration.")
+    parser.add_class_arguments(L.Trainer, "trainer", instantiate=False, help="Lightning's Trainer.")
+    parser.add_class_arguments(SearchModule, "search", skip=SHARED, help="The search phase.")
+    parser.add_argument("--search.trainer", type=dict[str, Any], default={}, help="Overrides of trainer in the search.")
+    parser.add_class_arguments(FinetuneModule, "finetune", skip=SHARED | {"selection"}, help="The fine-tune phase.")
+    parser.add_argument(
+        "--finetune.selection",
+        type=str | None,
+        help="A selection.json, all, or layers such as 0,3,5-9; what the search found by default.",
+    )
+    parser.add_argument("--finetune.folder", type=str, default="finetune", help="Folder of the phase below output_dir.")
+    parser.add_argument("--finetune.trainer", type=dict[str, Any], default={}, help="Overrides of trainer in the fine-tune.")
+    parser.add_class_arguments(EvaluateSettings, "evaluate", help="What is scored.")
+    parser.add_class_arguments(ReportSettings, "report", help="The report.")
+    return parser

@@ -1,0 +1,94 @@
+"""The strings of every table, made once for terminal, Markdown and HTML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from flexora.scoring.results import ArmResult, Estimate, Metric, Results
+from flexora.search.selection import Selection
+
+NONE = "\N{EN DASH}"
+METRICS: tuple[Metric, ...] = ("acc", "acc_norm")
+
+Cells = tuple[list[str], list[list[str]]]
+
+
+def estimate(value: Estimate | None, sign: bool = False) -> str:
+    """``0.612 ± 0.022``, with ``sign`` ``+0.122 ± 0.019``; a dash for None."""
+    if value is None:
+        return NONE
+    shown = round(value.value, 3) + 0.0  # + 0.0 turns a rounded -0.0 into 0.0
+    text = f"{shown:+.3f}" if sign else f"{shown:.3f}"
+    return f"{text} ± {value.stderr:.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def rows_scored(results: Results) -> str:
+    """``500 of 2,376``, or ``all 2,376`` where the whole split was scored."""
+    if results.rows < results.split_rows:
+        return f"{results.rows:,} of {results.split_rows:,}"
+    return f"all {results.rows:,}"
+
+
+def results_title(results: Results) -> str:
+    """Benchmark, split and rows, in one line."""
+    return f"{results.benchmark}, {results.split} split, {rows_scored(results)} rows"
+
+
+def results_cells(results: Results) -> Cells:
+    """Header and rows of the accuracy table, one row per arm; the first column is the arm, the others are figures.
+
+    Accuracies are shares with one standard error; the loss is in nats per answer token; the last column is the paired
+    difference of the primary metric to the base model.
+    """
+    metric = results.primary_metric
+    header = ["arm", "adapted layers", "trainable parameters", *METRICS, "loss", f"{metric} vs base"]
+    return header, [_arm_cells(arm, metric) for arm in results.arms]
+
+
+def _arm_cells(arm: ArmResult, primary: Metric) -> list[str]:
+    """One row of the accuracy table."""
+    return [
+        arm.name,
+        str(arm.adapted_layers),
+        f"{arm.trainable_parameters:,}",
+        *(estimate(arm.metrics.get(metric)) for metric in METRICS),
+        f"{arm.loss:.3f}",
+        estimate(arm.over_base.get(primary) if arm.over_base else None, sign=True),
+    ]
+
+
+def layer_cells(selection: Selection) -> Cells:
+    """Header and rows of the chosen layers: only the columns that the selection knows."""
+    header = ["layer", "projections"]
+    rows = [[str(layer), ", ".join(selection.targets[layer])] for layer in selection.layers]
+    frequency = selection.stability.frequency if selection.stability else None
+    columns = {
+        "alpha": [signed(value) for value in selection.alpha or []],
+        "gate": [f"{value:.2f}" for value in selection.gates or []],
+        "frequency": [f"{value:.0%}" for value in frequency or []],
+    }
+    for name, values in columns.items():
+        if values:
+            header.append(name)
+            for row, layer in zip(rows, selection.layers, strict=True):
+                row.append(values[layer])
+    return header, rows
+
+
+def signed(value: float) -> str:
+    """Alpha with its sign and three decimals."""
+    return f"{round(value, 3) + 0.0:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def setting_rows(settings: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    """Nested settings as rows of dotted name and value; lists and strings as they are written in JSON."""
+    rows = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            rows += setting_rows(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            rows.append([f"{prefix}{name}", text])
+    return rows

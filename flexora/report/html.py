@@ -1,0 +1,82 @@
+"""``report.html``: one file with everything a run found, readable offline and years later."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from flexora.files import write_atomically
+from flexora.report import cells, summary
+from flexora.report.plots import draw
+from flexora.report.run import Run
+from flexora.scoring.results import Results
+from flexora.search.selection import Selection
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``report/report.html`` into the run's folder, with its pictures beside it and embedded in it.
+
+    Parts that the run does not have yet are left out.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        FlexoraError: If the run has nothing to show or a part of it is malformed.
+    """
+    run = Run.read(run_dir)
+    out_dir = run_dir / "report"
+    pictures = draw(run, out_dir)
+    model, benchmark = summary.model_and_benchmark(run)
+    # autoescape is set for all names: Jinja2's own choice goes by the ending and would skip ``.j2``.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        model=model,
+        benchmark=benchmark,
+        summary=summary.summary(run),
+        caveats=summary.caveats(run),
+        results_title=cells.results_title(run.results) if run.results else None,
+        results=cells.results_cells(run.results) if run.results else None,
+        layers=cells.layer_cells(run.selection) if run.selection else None,
+        chosen=summary.chosen(run.selection) if run.selection else None,
+        pictures={name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()},
+        findings=_findings(run),
+        settings=cells.setting_rows(_settings(run.selection, run.results)),
+        config=run.config,
+    )
+    return write_atomically(out_dir / "report.html", page)
+
+
+def _findings(run: Run) -> dict[str, str]:
+    """What each picture shows, for readers who cannot see it."""
+    findings = {}
+    if run.history:
+        findings["alpha"] = summary.alpha_finding(run.history, run.selection)
+        findings["loss"] = summary.loss_finding(run.history)
+    if run.selection and run.selection.gates:
+        findings["gates"] = summary.gates_finding(run.selection, run.selection.gates)
+    if run.results:
+        findings["accuracy"] = summary.accuracy_finding(run.results)
+    return findings
+
+
+def _settings(selection: Selection | None, results: Results | None) -> dict[str, Any]:
+    """What was run with what, in the order shown."""
+    settings: dict[str, Any] = {}
+    if selection:
+        kept = selection.model_dump(include={"base", "rule", "search", "data", "seed", "versions"}, exclude_none=True)
+        settings |= {
+            name: kept[name] for name in ("base", "rule", "search", "data", "seed", "versions") if name in kept
+        }
+    if results:
+        settings["evaluation"] = results.model_dump(exclude={"format_version", "arms"})
+    return settings

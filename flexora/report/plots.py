@@ -1,0 +1,194 @@
+"""The pictures of a run, drawn with matplotlib's object API: no pyplot, no window, no global state.
+
+Importing this module imports matplotlib; ``flexora.report`` itself does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from flexora.files import write_atomically
+from flexora.report import summary
+from flexora.report.cells import METRICS
+from flexora.report.run import History, Run
+from flexora.report.style import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    LABEL,
+    MUTED,
+    ORANGE,
+    depth_colours,
+    label_axes,
+    label_ends,
+    new_figure,
+    png,
+    short,
+)
+from flexora.scoring.results import Results
+from flexora.search.selection import Selection
+
+_LABELLED = 5  # layers named at the end of their alpha line: more would crowd
+_FEW_STEPS = 3  # up to here a line needs dots to be seen
+_SMOOTH_FROM = 20  # outer steps from which the loss gets a running mean
+
+
+def alpha_figure(history: History, selection: Selection | None) -> Figure:
+    """Alpha of every layer over the outer steps; the chosen layers solid, the others thin; the highest ones named.
+
+    Args:
+        history: T steps of n layers.
+        selection: The chosen layers; without it all lines are drawn alike.
+    """
+    steps, final = history.outer_steps, history.alpha[-1]
+    n = len(final)
+    figure, (axes,) = new_figure(5.0, summary.alpha_finding(history, selection))
+    colours, depth = depth_colours(), Normalize(0, max(1, n - 1))
+    picked = set(selection.layers if selection else range(n))
+    for layer in range(n):
+        bold = layer in picked
+        axes.plot(
+            steps,
+            [row[layer] for row in history.alpha],
+            color=colours(depth(layer)),
+            linewidth=1.8 if bold else 0.8,
+            alpha=1.0 if bold else 0.45,
+            marker="o" if len(steps) <= _FEW_STEPS else None,
+            zorder=3 if bold else 2,
+        )
+    axes.axhline(0.0, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+    top = sorted(range(n), key=lambda layer: -final[layer])[:_LABELLED]
+    label_ends(axes, {f"layer {layer}": (final[layer], colours(depth(layer))) for layer in top})
+    bar = figure.colorbar(ScalarMappable(depth, colours), ax=axes, pad=0.03, aspect=30)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    bar.set_label("layer (0 is nearest the input)", color=MUTED, fontsize=10)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=9, colors=MUTED)
+    label_axes(axes, "outer step", "alpha" + (" (thick lines: chosen layers)" if selection else ""))
+    return figure
+
+
+def gates_figure(selection: Selection, gates: Sequence[float]) -> Figure:
+    """Final gates over the layers, the chosen ones dark, with the line at 1; below, how often each was chosen.
+
+    Args:
+        selection: The chosen layers and, where known, their frequencies.
+        gates: One gate per layer.
+    """
+    n = selection.num_layers
+    colours = [BLUE if layer in selection.layers else GREY for layer in range(n)]
+    heights = [3.2, 1.0] if selection.stability else [1.0]
+    figure, panels = new_figure(5.2 if selection.stability else 4.2, summary.gates_finding(selection, gates), heights)
+    gate_axes = panels[0]
+    gate_axes.bar(range(n), gates, color=colours, width=0.8, zorder=2)
+    gate_axes.axhline(1.0, color=ORANGE, linewidth=1.4, zorder=3)
+    gate_axes.annotate(
+        "1 = plain\nLoRA", (1.0, 1.0), (6, 0), gate_axes.get_yaxis_transform(), "offset points",
+        color=ORANGE, fontsize=9.5, va="center", annotation_clip=False,
+    )  # fmt: skip
+    gate_axes.set_ylabel("gate", color=INK, fontsize=LABEL)
+    for label, colour in (("chosen", BLUE), ("not chosen", GREY)):
+        gate_axes.bar([0], [0], color=colour, label=label)
+    gate_axes.legend(frameon=False, fontsize=9.5, labelcolor=INK, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    if selection.stability:
+        panels[1].bar(range(n), selection.stability.frequency, color=colours, width=0.8, zorder=2)
+        panels[1].set_ylim(0, 1)
+        panels[1].set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
+        panels[1].set_ylabel(f"chosen in the\nlast {selection.stability.last_steps:,} steps", color=INK, fontsize=10)
+    for axes in panels:
+        axes.set_xlim(-0.8, n - 0.2)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(n, 32)))
+    panels[-1].set_xlabel("layer", color=INK, fontsize=LABEL)
+    return figure
+
+
+def loss_figure(history: History) -> Figure:
+    """Training and validation loss over the outer steps; from 20 steps on faint, under running means."""
+    steps = history.outer_steps
+    figure, (axes,) = new_figure(4.0, summary.loss_finding(history))
+    window = max(1, len(steps) // 10) if len(steps) >= _SMOOTH_FROM else 1
+    ends = {}
+    for name, values, colour in (
+        ("training", history.train_loss, ORANGE),
+        ("validation", history.validation_loss, BLUE),
+    ):
+        if window > 1:
+            axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
+        means = _running_mean(values, window // 2)
+        axes.plot(steps, means, color=colour, linewidth=2.0, marker="o" if len(steps) <= _FEW_STEPS else None)
+        if math.isfinite(means[-1]):
+            ends[name] = (means[-1], colour)
+    label_ends(axes, ends)
+    label_axes(axes, "outer step", "loss (nats)" + (f", running mean of {window // 2 * 2 + 1:,}" if window > 1 else ""))
+    return figure
+
+
+def _running_mean(values: Sequence[float], reach: int) -> list[float]:
+    """Means over each value and ``reach`` neighbours to either side: centred, as a trailing mean would lag behind."""
+    windows = (values[max(0, place - reach) : place + reach + 1] for place in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def accuracy_figure(results: Results) -> Figure:
+    """``acc`` and ``acc_norm`` of every arm as dots with one standard error to either side."""
+    arms = results.arms
+    figure, (axes,) = new_figure(1.5 + 0.85 * len(arms), summary.accuracy_finding(results))
+    for metric, offset, colour in zip(METRICS, (-0.16, 0.16), (MUTED, BLUE), strict=True):
+        for place, arm in enumerate(arms):
+            if metric not in arm.metrics:
+                continue
+            value, error = arm.metrics[metric].value, arm.metrics[metric].stderr
+            axes.errorbar(
+                value, place + offset, xerr=error, fmt="o", color=colour, markersize=7, capsize=4, elinewidth=1.8
+            )
+            axes.annotate(
+                f"{metric}  {value:.3f}", (value + error, place + offset), (8, 0), textcoords="offset points",
+                color=colour, fontsize=10, va="center",
+            )  # fmt: skip
+    costs = [f"{arm.trainable_parameters:,} parameters" if arm.trainable_parameters else "no adapter" for arm in arms]
+    names = [f"{short(arm.name)}\n{cost}" for arm, cost in zip(arms, costs, strict=True)]
+    axes.set_yticks(range(len(arms)), names, parse_math=False)
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.margins(x=0.16)
+    axes.grid(visible=False, axis="y")
+    axes.grid(visible=True, axis="x", color=FAINT, linewidth=0.8)
+    axes.tick_params(axis="y", labelsize=10.5, labelcolor=INK)
+    axes.set_xlabel("share of right answers, ± one standard error", color=INK, fontsize=LABEL)
+    return figure
+
+
+def write_plots(run_dir: Path, out_dir: Path) -> dict[str, Path]:
+    """Write ``alpha.png``, ``gates.png``, ``loss.png`` and ``accuracy.png``, those that the run has data for.
+
+    Args:
+        run_dir: The run's folder.
+        out_dir: Where the pictures go; created where missing.
+
+    Returns:
+        The path of each picture by its name (``alpha``, ``gates``, ``loss``, ``accuracy``).
+
+    Raises:
+        FlexoraError: If the run has nothing to show or a part of it is malformed.
+    """
+    return draw(Run.read(run_dir), out_dir)
+
+
+def draw(run: Run, out_dir: Path) -> dict[str, Path]:
+    """:func:`write_plots` for a run that was already read."""
+    figures: dict[str, Figure] = {}
+    if run.history:
+        figures["alpha"] = alpha_figure(run.history, run.selection)
+        figures["loss"] = loss_figure(run.history)
+    if run.selection and run.selection.gates:
+        figures["gates"] = gates_figure(run.selection, run.selection.gates)
+    if run.results:
+        figures["accuracy"] = accuracy_figure(run.results)
+    return {name: write_atomically(out_dir / f"{name}.png", png(figure)) for name, figure in figures.items()}

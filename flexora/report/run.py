@@ -1,0 +1,99 @@
+"""What a run folder holds so far: the search, its history, the evaluation and the recipe, each of them optional."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from flexora.errors import FlexoraError
+from flexora.scoring.results import Results
+from flexora.search.selection import Selection
+
+
+@dataclass(frozen=True)
+class History:
+    """``history.csv``: one entry per outer step, at least one.
+
+    Attributes:
+        outer_steps: Number of each outer step, from 1; length T.
+        train_loss: Training loss in nats, length T; may hold NaN.
+        validation_loss: Validation loss in nats, length T; may hold NaN.
+        alpha: Layer hyperparameters after each step, T rows of n values.
+    """
+
+    outer_steps: list[int]
+    train_loss: list[float]
+    validation_loss: list[float]
+    alpha: list[list[float]]
+
+    @classmethod
+    def read(cls, path: Path) -> History | None:
+        """Read the history; None where the file has no step yet.
+
+        Raises:
+            FlexoraError: If a column is missing or a cell is not a number.
+        """
+        try:
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            if not rows:
+                return None
+            columns = [f"alpha_{layer}" for layer in range(sum(str(name).startswith("alpha_") for name in rows[0]))]
+            if not columns:
+                raise KeyError("alpha_0")
+            return cls(
+                outer_steps=[int(row["outer_step"]) for row in rows],
+                train_loss=[float(row["train_loss"]) for row in rows],
+                validation_loss=[float(row["validation_loss"]) for row in rows],
+                alpha=[[float(row[name]) for name in columns] for row in rows],
+            )
+        except KeyError as error:
+            raise FlexoraError(f"{path} has no column {error}; search again") from error
+        except (OSError, TypeError, ValueError, csv.Error) as error:  # TypeError: a row cut short gives None
+            raise FlexoraError(f"cannot read {path}: {error}; search again") from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of a run; None where the user has not made them yet.
+
+    Attributes:
+        selection: The chosen layers.
+        history: The course of the search.
+        results: The accuracies.
+        config: The resolved recipe as YAML text.
+    """
+
+    selection: Selection | None
+    history: History | None
+    results: Results | None
+    config: str | None
+
+    @classmethod
+    def read(cls, run_dir: Path) -> Run:
+        """Read whatever parts the folder has.
+
+        Raises:
+            FlexoraError: If it has none, or a part is malformed, or history and selection disagree on the layers.
+        """
+        selection = run_dir / "search" / "selection.json"
+        history = run_dir / "search" / "history.csv"
+        results = run_dir / "evaluate" / "results.json"
+        config = run_dir / "config.yaml"
+        if not any(path.is_file() for path in (selection, history, results, config)):
+            raise FlexoraError(
+                f"nothing to report in {run_dir}: no search, evaluation or config.yaml; run a search first"
+            )
+        run = cls(
+            selection=Selection.read(selection) if selection.is_file() else None,
+            history=History.read(history) if history.is_file() else None,
+            results=Results.read(results) if results.is_file() else None,
+            config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
+        )
+        if run.selection and run.history and len(run.history.alpha[0]) != run.selection.num_layers:
+            raise FlexoraError(
+                f"{history} has {len(run.history.alpha[0])} layers, but {selection} has {run.selection.num_layers}; "
+                "they are from different searches: search again"
+            )
+        return run

@@ -1,0 +1,145 @@
+"""The findings of a run in plain words, computed from its data: the summary, the caveats and the pictures' titles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from flexora.report.cells import estimate, rows_scored, signed
+from flexora.report.run import History, Run
+from flexora.scoring.results import Results
+from flexora.search.selection import Selection
+
+_SPOKEN = {"lora": "plain LoRA", "base": "the base model"}
+_CLEAR = 2.0  # a difference of fewer standard errors is not called a gain or a loss
+
+
+def model_and_benchmark(run: Run) -> tuple[str, str | None]:
+    """Name of the model, and of the benchmark or the search's data where one is known."""
+    base = run.selection.base if run.selection else None
+    model = run.results.model if run.results else None
+    data = run.selection.data if run.selection else None
+    benchmark = run.results.benchmark if run.results else data.name if data else None
+    return model or (base and (base.model or base.architecture)) or "A Flexora run", benchmark
+
+
+def spans(layers: Sequence[int]) -> str:
+    """Sorted layers with runs of three or more joined: ``0, 1, 5-9``, as ``--selection`` takes them."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    parts = (f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)  # noqa: PLR2004
+    return ", ".join(parts)
+
+
+def chosen(selection: Selection) -> str:
+    """``14 of 30 layers``."""
+    return f"{len(selection.layers)} of {selection.num_layers} layers"
+
+
+def summary(run: Run) -> str:
+    """One paragraph: what was chosen, what it costs, and what it scores."""
+    sentences = [_choice(run.selection, run.results)] if run.selection else []
+    if run.results:
+        sentences.append(_scores(run.results, "its" if run.selection else "Flexora's"))
+    if not sentences and run.history:
+        sentences.append(
+            f"The search has done {run.history.outer_steps[-1]:,} outer steps and has chosen no layers yet."
+        )
+    return " ".join(sentences) or "This run has neither searched nor evaluated yet."
+
+
+def _choice(selection: Selection, results: Results | None) -> str:
+    arms = {arm.name: arm for arm in results.arms} if results else {}
+    cost = ""
+    if "flexora" in arms:
+        parameters = arms["flexora"].trainable_parameters
+        cost = f" ({parameters:,} trainable parameters"
+        if "lora" in arms and arms["lora"].trainable_parameters:
+            cost += f", {parameters / arms['lora'].trainable_parameters:.0%} of plain LoRA's"
+        cost += ")"
+    return f"Flexora chose {chosen(selection)}{cost}: {spans(selection.layers)}."
+
+
+def _scores(results: Results, whose: str) -> str:
+    metric, base = results.primary_metric, ""
+    scores = {arm.name: estimate(arm.metrics[metric]) for arm in results.arms if metric in arm.metrics}
+    where = f"On {rows_scored(results)} {results.split} rows"
+    own = scores.pop("flexora", None)
+    if "base" in scores:  # it comes last, as what the others are measured against
+        base = scores.pop("base")
+    others = [f"{_SPOKEN.get(name, name)} {score}" for name, score in scores.items()]
+    others += [f"{_SPOKEN['base']} {base}"] if base else []
+    if own is None:
+        return f"{where} {metric} is: {'; '.join(others) or 'not known'}."
+    text = f"{where} {whose} {metric} is {'; '.join([own, *others])}."
+    gain = next((arm.over_base for arm in results.arms if arm.name == "flexora"), None)
+    if gain and metric in gain:
+        text += f" Compared row by row with the base model, that is {estimate(gain[metric], sign=True)}."
+    return text
+
+
+def caveats(run: Run) -> list[str]:
+    """What a reader must know before trusting the figures."""
+    notes = []
+    if run.selection and (run.selection.search or {}).get("illustrative"):
+        notes.append("The search was short and is illustrative: it shows how layers are chosen, not which are best.")
+    if run.results and run.results.rows < run.results.split_rows:
+        notes.append(
+            f"Only a cut of the {run.results.split} split was scored, {rows_scored(run.results)} rows: the figures are "
+            "estimates for the split and not comparable with published ones on all of it."
+        )
+    return notes
+
+
+def alpha_finding(history: History, selection: Selection | None) -> str:
+    """Which layer's alpha rose highest, and how many were chosen."""
+    last, steps = history.alpha[-1], history.outer_steps[-1]
+    if max(last) == min(last):
+        return f"Alpha is the same for all {len(last)} layers after outer step {steps:,}"
+    top = max(range(len(last)), key=last.__getitem__)
+    count = f"{chosen(selection)} chosen; layer" if selection else "Layer"
+    return f"{count} {top} ends highest, at alpha {signed(last[top])}"
+
+
+def gates_finding(selection: Selection, gates: Sequence[float]) -> str:
+    """How much of the gates the chosen layers hold, and the largest gate."""
+    top = max(range(len(gates)), key=gates.__getitem__)
+    share = sum(gates[layer] for layer in selection.layers) / sum(gates)
+    return (
+        f"{chosen(selection)} chosen, with {share:.0%} of the gates' sum; layer {top} has the largest, {gates[top]:.2f}"
+    )
+
+
+def loss_finding(history: History) -> str:
+    """Whether the validation loss fell, from means over the first and last tenth of the outer steps."""
+    window = max(1, len(history.outer_steps) // 10)
+    ends = [history.validation_loss[:window], history.validation_loss[-window:]]
+    if len(history.outer_steps) < 2 or not all(map(math.isfinite, [*ends[0], *ends[1]])):  # noqa: PLR2004
+        return "Training and validation loss over the search"
+    first, last = (sum(values) / window for values in ends)
+    verb = "stays at" if f"{first:.2f}" == f"{last:.2f}" else "falls from" if last < first else "rises from"
+    figures = f"{first:.2f}" if verb == "stays at" else f"{first:.2f} to {last:.2f}"
+    means = f" (means of the first and last {window:,} outer steps)" if window > 1 else ""
+    return f"Validation loss {verb} {figures}{means}"
+
+
+def accuracy_finding(results: Results) -> str:
+    """The gain of flexora, or else of the best arm, over the base model."""
+    metric = results.primary_metric
+    gains = [(arm, arm.over_base[metric]) for arm in results.arms if arm.over_base and metric in arm.over_base]
+    if not gains:
+        return f"Accuracy on {rows_scored(results)} {results.split} rows"
+    arm, gain = next((pair for pair in gains if pair[0].name == "flexora"), None) or max(
+        gains, key=lambda p: p[1].value
+    )
+    name = "Flexora" if arm.name == "flexora" else _SPOKEN.get(arm.name, arm.name)
+    rows = f"{rows_scored(results)} {results.split} rows"
+    if abs(gain.value) <= _CLEAR * gain.stderr:
+        return f"{name} and the base model are level in {metric} ({estimate(gain, sign=True)}, {rows})"
+    size = estimate(gain.model_copy(update={"value": abs(gain.value)}))
+    verb = "gains" if gain.value > 0 else "loses"
+    return f"{name} {verb} {size} {metric} against the base model ({rows})"

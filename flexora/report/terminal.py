@@ -1,0 +1,99 @@
+"""What a run found, for the terminal (rich) and for a README (Markdown)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from flexora.report.cells import results_cells, results_title
+from flexora.scoring.results import Results
+from flexora.search.selection import Selection
+
+_WIDEST_BAR = 60
+_NARROWEST_BAR = 10
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """Characters of the bars. Chosen and other layers differ in shape too, for terminals without colour."""
+
+    chosen_bar: str
+    other_bar: str
+    one: str
+    tick: str
+
+
+_UNICODE = _Marks("█", "░", "│", "✓")
+_ASCII = _Marks("#", "-", "|", "*")
+
+
+def gate_bars(selection: Selection) -> RenderableType:
+    """One line per layer: index, a bar as long as the gate (the largest fills the line), the gate, a tick if chosen.
+
+    Bars fit the width of the terminal. A selection that was typed by hand has no gates: it gets ticks only.
+    """
+    return _GateBars(selection)
+
+
+@dataclass(frozen=True)
+class _GateBars:
+    selection: Selection
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        marks = _ASCII if options.ascii_only else _UNICODE
+        gates = self.selection.gates
+        scale = f"gate ({marks.one} at 1: plain LoRA), " if gates else ""
+        yield Text(f"layer  {scale}{marks.tick} chosen", style="dim")
+        # Index and blanks take 7 columns, gate and tick 9; the last two stay free, as some terminals wrap there.
+        width = min(_WIDEST_BAR, max(_NARROWEST_BAR, options.max_width - 18))
+        for layer in range(self.selection.num_layers):
+            chosen = layer in self.selection.layers
+            line = Text(f"{layer:>5}  ", no_wrap=True, overflow="crop", end="\n")
+            if gates:
+                line.append(_bar(gates[layer], max(gates), width, marks, chosen), style="cyan" if chosen else "dim")
+                line.append(f" {gates[layer]:>6.3f}")
+            line.append(f" {marks.tick}" if chosen else "", style="bold green")
+            yield line
+
+
+def _bar(gate: float, largest: float, width: int, marks: _Marks, chosen: bool) -> str:
+    """A bar of ``width`` characters, blanks included, with the mark at gate 1 where the bar does not reach it."""
+    length = round(width * gate / largest)
+    bar = (marks.chosen_bar if chosen else marks.other_bar) * length
+    one = round(width / largest) - 1
+    if length <= one < width:
+        return f"{bar}{' ' * (one - length)}{marks.one}".ljust(width)
+    return bar.ljust(width)
+
+
+def results_table(results: Results) -> Table:
+    """The accuracy table, one row per arm; ``±`` is one standard error, of paired differences in the last column."""
+    header, rows = results_cells(results)
+    table = Table(
+        title=Text(results_title(results), style="bold"),
+        caption=Text("± one standard error, paired in the last column; loss: nats per answer token", style="dim"),
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column(header[0], overflow="fold")
+    for name in header[1:]:
+        table.add_column(name.replace(" ", "\n", 1), justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: a name such as [red] is no markup
+    return table
+
+
+def results_markdown(results: Results) -> str:
+    """The accuracy table as Markdown, with its title above; ends with a newline."""
+    header, rows = results_cells(results)
+    escaped = [[cell.replace("|", r"\|") for cell in row] for row in [header, *rows]]
+    lines = [f"| {' | '.join(row)} |" for row in escaped]
+    lines.insert(1, f"| --- |{' ---: |' * (len(header) - 1)}")
+    return f"{results_title(results)}:\n\n" + "\n".join(lines) + "\n"

@@ -1,0 +1,116 @@
+"""The folder of a run: where each phase writes, which phases are done, and with which settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from flexora.errors import FlexoraError
+from flexora.files import write_atomically, write_json
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and marks below ``output_dir``.
+
+    A phase is done when its ``done.json`` exists; it is written after everything else and holds the settings.
+    """
+
+    root: Path
+
+    @property
+    def selection(self) -> Path:
+        """The selection that the search wrote."""
+        return self.root / "search" / "selection.json"
+
+    @property
+    def results(self) -> Path:
+        """The evaluation's results."""
+        return self.root / "evaluate" / "results.json"
+
+    def adapter(self, phase: str) -> Path:
+        """The PEFT folder of a fine-tune."""
+        return self.root / phase / "adapter"
+
+    def mark(self, phase: str) -> Path:
+        """The file that says a phase is done."""
+        return self.root / phase / "done.json"
+
+    def is_done(self, phase: str) -> bool:
+        """Whether a phase is finished."""
+        return self.mark(phase).is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder.
+
+        Raises:
+            FlexoraError: If another process works in it, or it cannot be written to.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / ".lock", timeout=0)
+            with lock:
+                yield
+        except Timeout as error:
+            raise FlexoraError(
+                f"output_dir: another process works in {self.root}; wait for it or choose another output_dir"
+            ) from error
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise FlexoraError(f"output_dir: cannot write to {self.root}: {error}; choose another output_dir") from error
+
+    def start(self, phase: str, settings: Mapping[str, Any]) -> None:
+        """Make sure a phase may run here.
+
+        Raises:
+            FlexoraError: If it is finished, or an unfinished one was started with other settings.
+        """
+        if self.is_done(phase):
+            raise FlexoraError(
+                f"output_dir: {self.root / phase} already holds a finished run; choose another output_dir, or delete "
+                "that folder to do it again"
+            )
+        self._require_same(self.root / phase / "settings.json", phase, settings)
+        write_json(self.root / phase / "settings.json", settings)
+
+    def require_same(self, phase: str, settings: Mapping[str, Any]) -> None:
+        """Make sure a finished phase was run with these settings.
+
+        Raises:
+            FlexoraError: Naming the first setting that differs.
+        """
+        self._require_same(self.mark(phase), phase, settings)
+
+    def finish(self, phase: str, settings: Mapping[str, Any]) -> None:
+        """Mark a phase as done."""
+        write_json(self.mark(phase), settings)
+
+    def write_config(self, text: str) -> Path:
+        """Keep the resolved recipe."""
+        return write_atomically(self.root / "config.yaml", text)
+
+    def _require_same(self, file: Path, phase: str, settings: Mapping[str, Any]) -> None:
+        if not file.is_file():
+            return
+        change = first_difference(json.loads(file.read_text()), json.loads(json.dumps(settings)))
+        if change:
+            raise FlexoraError(
+                f"output_dir: {self.root / phase} was made with other settings ({change}); choose another output_dir, "
+                "or delete that folder"
+            )
+
+
+def first_difference(old: Any, new: Any, path: str = "") -> str | None:
+    """Name the first setting in which two nested settings differ, as ``search.outer_steps 5 -> 6``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            if change := first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key)):
+                return change
+        return None
+    return None if old == new else f"{path} {old} -> {new}"

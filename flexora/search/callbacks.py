@@ -1,0 +1,70 @@
+"""What the search leaves on disk while it runs: history and checkpoints, and how it starts again from them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from flexora.data.bilevel import BilevelDataModule
+from flexora.files import write_atomically
+
+if TYPE_CHECKING:
+    from flexora.search.module import HistoryRow, SearchModule
+
+
+class SearchFiles(Callback):
+    """Writes ``history.csv`` and ``checkpoints/last.pt``, and resumes from the latter.
+
+    Lightning's ModelCheckpoint counts optimiser steps, which misses saves in manual optimisation, and its loops would
+    have to be fast-forwarded. Here every outer step is a pure function of its number, so the state of the module is
+    all there is to keep.
+
+    Args:
+        folder: The search's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / "checkpoints" / "last.pt"
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Continue where the newest checkpoint ends."""
+        if not self.checkpoint.is_file():
+            return
+        module = cast("SearchModule", pl_module)
+        module.restore(torch.load(self.checkpoint, map_location=module.alpha.device, weights_only=True))
+        data = getattr(trainer, "datamodule", None)
+        assert isinstance(data, BilevelDataModule)
+        data.steps.start = module.outer_step
+        trainer.print(f"search: continuing after outer step {module.outer_step} of {module.outer_steps}")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Keep the history up to date, and the state every few steps."""
+        module = cast("SearchModule", pl_module)
+        write_history(self.folder / "history.csv", module.history)
+        if module.outer_step % module.checkpoint_every == 0 or module.outer_step == module.outer_steps:
+            buffer = io.BytesIO()
+            torch.save(module.snapshot(), buffer)
+            write_atomically(self.checkpoint, buffer.getvalue())
+
+
+def write_history(path: Path, history: list[HistoryRow]) -> Path:
+    """Write one line per outer step: step, losses, norm of the hypergradient, and alpha of every layer."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    layers = range(len(history[0].alpha))
+    header = ["outer_step", "train_loss", "validation_loss", "hypergradient_norm"]
+    writer.writerow([*header, *(f"alpha_{layer}" for layer in layers)])
+    for row in history:
+        writer.writerow([row.outer_step, row.train_loss, row.validation_loss, row.hypergradient_norm, *row.alpha])
+    return write_atomically(path, text.getvalue())

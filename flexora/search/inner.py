@@ -1,0 +1,210 @@
+"""Inner optimisers that can be walked back: each update rule is written once, used forward and differentiated backward.
+
+``update`` gives the same bits as torch's single-tensor optimisers. ``pullback`` is its vector-Jacobian product, taken
+by autograd through the same few elementwise operations, one tensor at a time, so that it cannot drift from the rule
+and needs a handful of buffers of one tensor's size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flexora.errors import FlexoraError
+
+Tensors = list[Tensor]
+
+
+@dataclass
+class InnerState:
+    """State of an inner optimiser: steps done, and for each parameter its buffers (moments)."""
+
+    step: int
+    buffers: list[Tensors] = field(default_factory=list)
+
+    def zeros(self) -> list[Tensors]:
+        """Zero cotangents of the buffers."""
+        return [[torch.zeros_like(buffer) for buffer in buffers] for buffers in self.buffers]
+
+
+class InnerOptimizer(ABC):
+    """An elementwise update rule ``(theta, g, buffers) -> (theta', buffers')``."""
+
+    lr: float
+
+    @abstractmethod
+    def init(self, theta: Sequence[Tensor]) -> InnerState:
+        """State before the first step."""
+
+    @abstractmethod
+    def rule(self, theta: Tensor, gradient: Tensor, buffers: Tensors, step: int) -> tuple[Tensor, Tensors]:
+        """The update of one tensor; ``step`` counts from 1. Differentiable, no argument is changed."""
+
+    def frozen(self, buffers: Tensors) -> Tensor | None:
+        """Where (boolean, from the buffers after the step) the update's derivative is defined as zero."""
+        return None
+
+    @torch.no_grad()
+    def update(
+        self, theta: Sequence[Tensor], gradients: Sequence[Tensor], state: InnerState
+    ) -> tuple[Tensors, InnerState]:
+        """One step: new parameters and new state."""
+        stepped = [
+            self.rule(t, g, b, state.step + 1) for t, g, b in zip(theta, gradients, state.buffers, strict=True)
+        ]
+        return [t for t, _ in stepped], InnerState(state.step + 1, [b for _, b in stepped])
+
+    def pullback(
+        self,
+        theta: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        state: InnerState,
+        theta_cotangent: Sequence[Tensor],
+        buffer_cotangents: Sequence[Tensors],
+    ) -> tuple[Tensors, Tensors, list[Tensors]]:
+        """Vector-Jacobian product of one :meth:`update`.
+
+        Args:
+            theta: Parameters before the step.
+            gradients: Gradients of the step.
+            state: State before the step.
+            theta_cotangent: Cotangent of the parameters after the step.
+            buffer_cotangents: Cotangents of the buffers after the step.
+
+        Returns:
+            Cotangents of the parameters, the gradients and the buffers before the step.
+        """
+        out_theta: Tensors = []
+        out_gradient: Tensors = []
+        out_buffers: list[Tensors] = []
+        zipped = zip(theta, gradients, state.buffers, theta_cotangent, buffer_cotangents, strict=True)
+        for value, gradient, buffers, cotangent, cotangents in zipped:
+            inputs = [tensor.detach().requires_grad_() for tensor in (value, gradient, *buffers)]
+            with torch.enable_grad():
+                new_value, new_buffers = self.rule(inputs[0], inputs[1], inputs[2:], state.step + 1)
+            back: Sequence[Tensor] = torch.autograd.grad(
+                [new_value, *new_buffers], inputs, [cotangent, *cotangents], materialize_grads=True
+            )
+            frozen = self.frozen([buffer.detach() for buffer in new_buffers])
+            if frozen is not None:
+                back = [back[0], *(tensor.masked_fill(frozen, 0.0) for tensor in back[1:])]
+            out_theta.append(back[0])
+            out_gradient.append(back[1])
+            out_buffers.append(list(back[2:]))
+        return out_theta, out_gradient, out_buffers
+
+
+class Sgd(InnerOptimizer):
+    """Stochastic gradient descent with optional momentum, as ``torch.optim.SGD``.
+
+    Args:
+        lr: Learning rate.
+        momentum: Momentum factor; 0 keeps no buffer.
+    """
+
+    def __init__(self, lr: float = 1e-2, momentum: float = 0.0) -> None:
+        _require_positive(lr)
+        self.lr = lr
+        self.momentum = momentum
+
+    def init(self, theta: Sequence[Tensor]) -> InnerState:
+        """Zero buffers: torch starts with the first gradient itself, which is ``momentum * 0 + g``."""
+        return InnerState(0, [[torch.zeros_like(t)] if self.momentum else [] for t in theta])
+
+    def rule(self, theta: Tensor, gradient: Tensor, buffers: Tensors, step: int) -> tuple[Tensor, Tensors]:
+        """``b' = momentum * b + g``; ``theta' = theta - lr * b'``."""
+        if not self.momentum:
+            return theta.add(gradient, alpha=-self.lr), []
+        buffer = buffers[0].mul(self.momentum).add(gradient)
+        return theta.add(buffer, alpha=-self.lr), [buffer]
+
+
+class AdamW(InnerOptimizer):
+    """Adam with bias correction and decoupled weight decay, as ``torch.optim.AdamW`` (Loshchilov and Hutter, 2019).
+
+    Args:
+        lr: Learning rate.
+        betas: Decay rates of the first and second moment.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled weight decay.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        _require_positive(lr)
+        self.lr = lr
+        self.betas = betas
+        self.eps = eps
+        self.weight_decay = weight_decay
+
+    def init(self, theta: Sequence[Tensor]) -> InnerState:
+        """Zero moments."""
+        return InnerState(0, [[torch.zeros_like(t), torch.zeros_like(t)] for t in theta])
+
+    def rule(self, theta: Tensor, gradient: Tensor, buffers: Tensors, step: int) -> tuple[Tensor, Tensors]:
+        """The operations of torch's single-tensor AdamW in its order, so that the bits agree."""
+        beta1, beta2 = self.betas
+        decayed = theta.mul(1 - self.lr * self.weight_decay)
+        first = buffers[0].lerp(gradient, 1 - beta1)
+        second = buffers[1].mul(beta2).addcmul(gradient, gradient, value=1 - beta2)
+        # The root's derivative at 0 is infinite and would turn into NaN; there the rule is frozen (see below).
+        root = torch.where(second > 0, second, 1.0).sqrt().where(second > 0, 0.0)
+        denominator = (root / (1 - beta2**step) ** 0.5).add(self.eps)
+        return decayed.addcdiv(first, denominator, value=-self.lr / (1 - beta1**step)), [first, second]
+
+    def frozen(self, buffers: Tensors) -> Tensor:
+        """Where the second moment is still 0: there every gradient so far was 0, as it is for A while B = 0."""
+        return buffers[1] == 0
+
+
+def _require_positive(lr: float) -> None:
+    if not lr > 0:
+        raise FlexoraError(f"search.inner_optimizer.lr: {lr} must be positive")
+
+
+@dataclass(frozen=True)
+class ClipByNorm:
+    """Gradient clipping by the global norm, as ``torch.nn.utils.clip_grad_norm_``: ``g * min(1, M / (norm + 1e-6))``.
+
+    Attributes:
+        max_norm: The bound M; none switches clipping off.
+    """
+
+    max_norm: float | None = None
+
+    def __call__(self, gradients: Sequence[Tensor]) -> Tensors:
+        """The clipped gradients."""
+        if self.max_norm is None:
+            return list(gradients)
+        factor = (self.max_norm / (global_norm(gradients) + 1e-6)).clamp(max=1.0)
+        return [gradient * factor for gradient in gradients]
+
+    def pullback(self, gradients: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensors:
+        """Vector-Jacobian product at ``gradients``: a scaling, less a rank-one term where clipping was active."""
+        if self.max_norm is None:
+            return list(cotangents)
+        norm = global_norm(gradients)
+        factor = self.max_norm / (norm + 1e-6)
+        if factor >= 1.0:
+            return list(cotangents)
+        along = inner_product(gradients, cotangents) * factor / ((norm + 1e-6) * norm)
+        return [factor * c - along * g for g, c in zip(gradients, cotangents, strict=True)]
+
+
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of all entries together, a scalar."""
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]))
+
+
+def inner_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """Sum of the products of all entries, a scalar."""
+    return torch.stack([torch.sum(a * b) for a, b in zip(left, right, strict=True)]).sum()

@@ -1,0 +1,124 @@
+"""The bilevel problem at one point: gradients of both levels, and the inner steps that move theta."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flexora.search.gates import Gates, gates_of
+from flexora.search.inner import ClipByNorm, InnerOptimizer, InnerState, Tensors
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from flexora.data.batch import Batch
+
+#: Summed loss of one micro-batch under a model; the token counts normalise it.
+LossSum = Callable[[Any, "Batch"], Tensor]
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A loss (mean over answer tokens, nats) and its gradients with respect to theta and alpha (``[n]``)."""
+
+    loss: float
+    theta: Tensors
+    alpha: Tensor
+
+
+class BilevelProblem:
+    """min over alpha of L_val(theta_T(alpha), alpha), where theta_T is the result of T inner steps on L_train.
+
+    Gradients come from ``torch.autograd.grad`` on the bare model: no hooks, no wrappers, and the base model may be
+    quantised. Losses are sums over micro-batches, divided by their joint number of answer tokens.
+
+    Args:
+        model: The model with gated LoRA.
+        gates: Its gates.
+        alpha: Layer hyperparameters, ``[n]``.
+        optimizer: The inner update rule.
+        clip: Clipping of inner gradients.
+        loss_sum: The loss of one micro-batch, summed over answer tokens.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        gates: Gates,
+        alpha: Tensor,
+        optimizer: InnerOptimizer,
+        clip: ClipByNorm,
+        loss_sum: LossSum,
+    ) -> None:
+        self.model = model
+        self.gates = gates
+        self.alpha = alpha
+        self.optimizer = optimizer
+        self.clip = clip
+        self.loss_sum = loss_sum
+        self.state = optimizer.init(self.theta)
+
+    @property
+    def theta(self) -> Sequence[Tensor]:
+        """The LoRA parameters."""
+        return self.gates.theta
+
+    @torch.no_grad()
+    def move(self, theta: Sequence[Tensor]) -> None:
+        """Copy ``theta`` into the model."""
+        for parameter, value in zip(self.gates.theta, theta, strict=True):
+            parameter.copy_(value)
+
+    def copy_theta(self) -> Tensors:
+        """A copy of the LoRA parameters."""
+        return [parameter.detach().clone() for parameter in self.theta]
+
+    def gradient(self, batches: Sequence[Batch], *, train: bool, seed: int) -> Gradient:
+        """Loss and gradients at the present theta and alpha.
+
+        Args:
+            batches: Micro-batches of one gradient.
+            train: Dropout on or off.
+            seed: Seed of the dropout masks: the same seed replays the same masks.
+        """
+        # Autocast caches cast weights until its outermost block ends, and theta moves inside that block.
+        torch.clear_autocast_cache()
+        self.model.train(train)
+        self.gates.apply(gates_of(self.alpha.detach()))
+        tokens = sum(batch["target"].numel() for batch in batches)
+        loss = 0.0
+        total: Tensors | None = None
+        for index, batch in enumerate(batches):
+            with _seeded(seed + index, self.theta[0].device), torch.enable_grad():
+                part = self.loss_sum(self.model, batch) / tokens
+                gradients = torch.autograd.grad(part, self.theta)
+            loss += part.item()
+            total = list(gradients) if total is None else [a + b for a, b in zip(total, gradients, strict=True)]
+        assert total is not None, "a gradient needs at least one micro-batch"
+        return Gradient(loss, total, self.gates.alpha_gradient(total, self.alpha))
+
+    def inner_step(self, batches: Sequence[Batch], seed: int) -> Gradient:
+        """One optimiser step on theta; returns the gradient it was made with, before clipping."""
+        gradient = self.gradient(batches, train=True, seed=seed)
+        theta, self.state = self.optimizer.update(self.theta, self.clip(gradient.theta), self.state)
+        self.move(theta)
+        return gradient
+
+    def replay(self, theta: Tensors, state: InnerState, gradients: Sequence[Tensors]) -> tuple[Tensors, InnerState]:
+        """Rebuild parameters and state after known gradients, elementwise and to the bit; no model is run."""
+        for gradient in gradients:
+            theta, state = self.optimizer.update(theta, self.clip(gradient), state)
+        return theta, state
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators inside the block and give them their old states back after it."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

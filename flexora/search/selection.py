@@ -1,0 +1,188 @@
+"""``selection.json``: the hand-over from the search to the fine-tune, validated whenever it is read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+
+from flexora.errors import FlexoraError
+from flexora.files import write_atomically
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Part(BaseModel):
+    """Shared settings: finite numbers only. Unknown keys pass, so that newer files stay readable."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class SelectionBase(_Part):
+    """The model a selection was made for."""
+
+    architecture: str
+    num_layers: PositiveInt
+    model: str | None = None
+    revision: str | None = None
+
+
+class SelectionData(_Part):
+    """The rows a selection was made with."""
+
+    name: str
+    fingerprint: str
+    train_rows: int
+    validation_rows: int
+
+
+class Stability(_Part):
+    """How often each layer was chosen over the last outer steps (``frequency``: one share per layer)."""
+
+    last_steps: PositiveInt
+    frequency: list[Fraction]
+
+
+class Selection(_Part):
+    """Which layers get an adapter, and on which projections.
+
+    Attributes:
+        format_version: Version of this file format.
+        base: Architecture and layer count that the indices refer to.
+        layers: Chosen decoder layers, 0-based, sorted, never empty.
+        targets: For each chosen layer the projections to adapt.
+        alpha: Layer hyperparameters, averaged over the last outer steps, one per layer.
+        gates: ``n * softmax(alpha)``, one per layer.
+        rule: The selection rule and its parameters.
+        stability: Frequencies over the last outer steps.
+        search: The settings of the search.
+        data: Name, fingerprint and row counts of the search's data.
+        seed: The seed of the search.
+        versions: Library versions the search ran with.
+    """
+
+    format_version: Literal[1] = 1
+    base: SelectionBase
+    layers: list[int] = Field(min_length=1)
+    targets: dict[int, list[str]]
+    alpha: list[float] | None = None
+    gates: list[float] | None = None
+    rule: dict[str, Any] | None = None
+    stability: Stability | None = None
+    search: dict[str, Any] | None = None
+    data: SelectionData | None = None
+    seed: int | None = None
+    versions: dict[str, str] | None = None
+
+    @field_validator("layers")
+    @classmethod
+    def _sorted_and_distinct(cls, layers: list[int]) -> list[int]:
+        if layers != sorted(set(layers)):
+            raise ValueError("must be sorted and free of repeats")
+        return layers
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        n = self.base.num_layers
+        outside = [layer for layer in self.layers if not 0 <= layer < n]
+        if outside:
+            raise ValueError(f"layer {outside[0]} is out of range: {self.base.architecture} has layers 0 to {n - 1}")
+        if sorted(self.targets) != self.layers:
+            raise ValueError("targets must have exactly the chosen layers as keys")
+        for layer, projections in self.targets.items():
+            if not projections:
+                raise ValueError(f"targets[{layer}] names no projection")
+        per_layer = {"alpha": self.alpha, "gates": self.gates}
+        if self.stability is not None:
+            per_layer["stability.frequency"] = self.stability.frequency
+        for name, values in per_layer.items():
+            if values is not None and len(values) != n:
+                raise ValueError(f"{name} has {len(values)} entries for {n} layers")
+        return self
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers of the base model."""
+        return self.base.num_layers
+
+    def write(self, path: Path) -> Path:
+        """Write the selection atomically as JSON and return ``path``."""
+        return write_atomically(path, self.model_dump_json(indent=2, exclude_none=True) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Selection:
+        """Read and validate a selection file.
+
+        Raises:
+            FlexoraError: If the file is missing, not JSON, or inconsistent; one line that names the first problem.
+        """
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise FlexoraError(f"cannot read the selection {path}: {error}; name a selection.json that exists") from error
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            what = first["msg"].removeprefix("Value error, ")
+            raise FlexoraError(f"{path} is not a valid selection: {where}: {what}; search again or mend it") from error
+
+    def require(self, architecture: str, num_layers: int, source: str) -> Selection:
+        """Return the selection itself if it fits the model.
+
+        Raises:
+            FlexoraError: If it was made for another architecture or another number of layers.
+        """
+        if (self.base.architecture, self.base.num_layers) != (architecture, num_layers):
+            raise FlexoraError(
+                f"{source} was made for {self.base.architecture} with {self.base.num_layers} layers, but the backbone "
+                f"is {architecture} with {num_layers}; search on this backbone or change backbone.model"
+            )
+        return self
+
+
+def parse_layers(text: str, num_layers: int) -> list[int]:
+    """Parse ``all`` or a list such as ``0,3,5-9`` into sorted 0-based layer indices.
+
+    Raises:
+        FlexoraError: If the text has another form, a range runs backwards, or a layer does not exist.
+    """
+    if text.strip() == "all":
+        return list(range(num_layers))
+    layers: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        if match is None:
+            raise FlexoraError(f"selection {text!r}: expected a selection.json, 'all', or layers such as 0,3,5-9")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise FlexoraError(f"selection {text!r}: the range {part.strip()} runs backwards; write {last}-{first}")
+        if last >= num_layers:
+            raise FlexoraError(f"selection {text!r}: layer {last} is out of range; the model has layers 0 to {num_layers - 1}")
+        layers.update(range(first, last + 1))
+    return sorted(layers)
+
+
+def resolve_selection(text: str, architecture: str, num_layers: int, projections: list[str]) -> Selection:
+    """Turn what the user typed after ``--selection`` into a :class:`Selection` for this model.
+
+    Args:
+        text: Path of a ``selection.json``, ``all``, or a list such as ``0,3,5-9``.
+        architecture: Class name of the base model.
+        num_layers: Its number of decoder layers.
+        projections: The projections to adapt in each layer when the text is a list; a file brings its own.
+
+    Raises:
+        FlexoraError: If the text cannot be read or does not fit the model.
+    """
+    if text.endswith(".json") or Path(text).is_file():
+        return Selection.read(Path(text)).require(architecture, num_layers, text)
+    layers = parse_layers(text, num_layers)
+    return Selection(
+        base=SelectionBase(architecture=architecture, num_layers=num_layers),
+        layers=layers,
+        targets=dict.fromkeys(layers, projections),
+    )

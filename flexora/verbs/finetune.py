@@ -1,0 +1,82 @@
+"""``flexora finetune``: train a fresh LoRA on the chosen layers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+
+from flexora.backbone.adapters import trainable_parameters
+from flexora.backbone.loading import Backbone, describe
+from flexora.errors import FlexoraError
+from flexora.finetune.module import FinetuneModule
+from flexora.report.html import write_report
+from flexora.search.selection import Selection, resolve_selection
+from flexora.verbs.phase import Recipe, lightning_cli
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Fine-tune, and write ``finetune/adapter`` (the best epoch by validation loss).
+
+    Raises:
+        FlexoraError: If the recipe, the selection, the data or the folder does not allow it.
+    """
+    recipe = Recipe("finetune", [_long_form(argument) for argument in arguments])
+    folder, name = recipe.folder, recipe.sections["finetune"]["folder"]
+    selection = _selection(recipe)
+    settings = recipe.settings("finetune") | {"targets": selection.model_dump(mode="json")["targets"]}
+    with folder.locked():
+        folder.start(name, settings)
+        folder.write_config(recipe.text)
+        place = folder.root / name
+        selection.write(place / "selection.json")
+        checkpoints = ModelCheckpoint(place / "checkpoints", "best", monitor="val_loss", save_last=True)
+        module = recipe.module("finetune") | {"selection": str(place / "selection.json")}
+        cli = lightning_cli(
+            recipe,
+            "finetune",
+            FinetuneModule,
+            module,
+            trainer={"enable_model_summary": False},
+            callbacks=[checkpoints],
+            folder=place,
+        )
+        last = place / "checkpoints" / "last.ckpt"
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(last) if last.is_file() else None)
+        if not cli.trainer.state.finished or cli.trainer.interrupted:
+            raise FlexoraError("finetune: stopped before the end; the same command continues")
+        tuned = cast("FinetuneModule", cli.model)
+        best = torch.load(checkpoints.best_model_path, map_location=tuned.device, weights_only=True)
+        tuned.load_state_dict(best["state_dict"], strict=False)
+        tuned.peft_model.save_pretrained(place / "adapter")
+        folder.finish(name, settings)
+        write_report(folder.root)
+    parameters = trainable_parameters(tuned.peft_model)
+    Console().print(
+        f"{len(selection.layers)} layers, {parameters:,} trainable parameters; adapter in {place / 'adapter'}",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _long_form(argument: str) -> str:
+    """``--selection`` is short for the setting of the section."""
+    name, equals, value = argument.partition("=")
+    return f"--finetune.selection{equals}{value}" if name == "--selection" else argument
+
+
+def _selection(recipe: Recipe) -> Selection:
+    """What the user named, or what the search wrote."""
+    text = recipe.sections["finetune"]["selection"]
+    if text is None:
+        if not recipe.folder.selection.is_file():
+            raise FlexoraError(
+                f"finetune: {recipe.folder.selection} does not exist; run flexora search first, or give --selection"
+            )
+        text = str(recipe.folder.selection)
+    architecture = describe(Backbone(**recipe.sections["backbone"]).load_config())
+    projections = architecture.family.expand(recipe.sections["adapter"].get("target_modules"))
+    return resolve_selection(text, architecture.name, architecture.num_layers, projections)

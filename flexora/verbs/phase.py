@@ -1,0 +1,152 @@
+"""From a recipe to a LightningCLI run of one phase."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import lightning as L
+import yaml
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from flexora.data.multiple_choice import MultipleChoiceDataModule
+from flexora.errors import FlexoraError
+from flexora.recipe import RecipeParser, one_line, recipe_parser
+from flexora.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jsonargparse import Namespace
+
+
+class PhaseParser(LightningArgumentParser):
+    """LightningCLI's parser with errors in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the problem.
+
+        Raises:
+            FlexoraError: Always.
+        """
+        raise FlexoraError(one_line(message)) from ex
+
+
+class Recipe:
+    """A parsed recipe: its sections as plain values, and the folder it writes to.
+
+    Args:
+        verb: The verb it was given to.
+        arguments: Command line of the verb.
+    """
+
+    def __init__(self, verb: str, arguments: Sequence[str]) -> None:
+        self.parser: RecipeParser = recipe_parser(verb)
+        self.namespace: Namespace = self.parser.parse_args(list(arguments))
+        self.text: str = self.parser.dump(self.namespace, skip_none=False)
+        self.sections: dict[str, Any] = yaml.safe_load(self.text)
+        self.folder = RunFolder(Path(self.sections["output_dir"]).expanduser())
+
+    def data(self) -> dict[str, Any]:
+        """The data section, completed by backbone and seed, as LightningCLI takes it."""
+        data = self.sections["data"]
+        shared = {"backbone": self.sections["backbone"], "seed": self.sections["seed"]}
+        return {"class_path": data["class_path"], "init_args": {**data["init_args"], **shared}}
+
+    def module(self, phase: str) -> dict[str, Any]:
+        """The settings of a phase's LightningModule, completed from the shared sections."""
+        own = {key: value for key, value in self.sections[phase].items() if key not in ("trainer", "folder")}
+        return own | {name: self.sections[name] for name in ("backbone", "adapter", "seed")}
+
+    def trainer(self, phase: str) -> dict[str, Any]:
+        """The trainer section with the phase's overrides."""
+        return {**self.sections["trainer"], **self.sections[phase]["trainer"]}
+
+    def settings(self, phase: str) -> dict[str, Any]:
+        """The settings that decide a phase's result: what may not change between two runs into one folder."""
+        decisive = {"search": ("search",), "finetune": ("finetune",), "evaluate": ()}[phase]
+        rows = {"evaluate_rows", "evaluate_batch_size"}
+        data = {k: v for k, v in self.sections["data"]["init_args"].items() if k not in rows or phase == "evaluate"}
+        trainer = self.trainer(phase)
+        return {
+            "seed": self.sections["seed"],
+            "backbone": self.sections["backbone"],
+            "data": {"class_path": self.sections["data"]["class_path"], **data},
+            "adapter": self.sections["adapter"],
+            "trainer": {k: trainer[k] for k in ("precision", "max_epochs", "max_steps", "accumulate_grad_batches")},
+            **{k: {n: v for n, v in self.sections[k].items() if n != "trainer"} for k in decisive},
+        }
+
+
+def lightning_cli(
+    recipe: Recipe,
+    phase: str,
+    module_class: type[L.LightningModule],
+    module: dict[str, Any],
+    trainer: dict[str, Any],
+    callbacks: Sequence[Callback],
+    folder: Path,
+) -> LightningCLI:
+    """Instantiate module, data and trainer of a phase through LightningCLI.
+
+    Args:
+        recipe: The recipe.
+        phase: Its name, for the trainer's overrides.
+        module_class: The phase's LightningModule.
+        module: Arguments of the module.
+        trainer: Trainer settings that the phase fixes.
+        callbacks: Callbacks that the phase adds.
+        folder: Folder of the phase's logs.
+    """
+    settings = recipe.trainer(phase)
+    if settings.get("logger") is None:
+        place = {"save_dir": str(folder), "name": "logs"}
+        settings["logger"] = [
+            {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {**place, "version": version}}
+            for name, version in (("CSVLogger", "csv"), ("TensorBoardLogger", "tensorboard"))
+        ]
+    bars = [] if settings.get("enable_progress_bar") is False else [RichProgressBar(leave=True)]
+    # LightningCLI must never see the verb's own command line: it would parse it once more.
+    _silence()
+    with _arguments_hidden():
+        return LightningCLI(
+            module_class,
+            MultipleChoiceDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            parser_class=PhaseParser,
+            seed_everything_default=recipe.sections["seed"],
+            trainer_defaults={"callbacks": [*bars, *callbacks]},
+            args={
+                "seed_everything": recipe.sections["seed"],
+                "model": module,
+                "data": recipe.data(),
+                "trainer": {**settings, **trainer, "default_root_dir": str(folder)},
+            },
+            run=False,
+            auto_configure_optimizers=False,
+        )
+
+
+@contextmanager
+def _arguments_hidden() -> Iterator[None]:
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+
+
+def _silence() -> None:
+    """Silence what Lightning and PEFT tell every user on every start."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    noise = (".*does not have many workers.*", ".*smaller than the logging interval.*", ".*LeafSpec.*", ".*loftq_config.*", ".*is_gradient_checkpointing.*")
+    for message in noise:
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,56 @@
+"""``flexora search``: find the decoder layers that deserve LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from rich.console import Console
+
+from flexora.errors import FlexoraError
+from flexora.report.html import write_report
+from flexora.report.terminal import gate_bars
+from flexora.search.callbacks import SearchFiles
+from flexora.search.module import SearchModule
+from flexora.verbs.phase import Recipe, lightning_cli
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Search, and write ``search/selection.json``.
+
+    Raises:
+        FlexoraError: If the recipe, the data or the folder does not allow it.
+    """
+    recipe = Recipe("search", arguments)
+    folder = recipe.folder
+    with folder.locked():
+        folder.start("search", recipe.settings("search"))
+        folder.write_config(recipe.text)
+        cli = lightning_cli(
+            recipe,
+            "search",
+            SearchModule,
+            recipe.module("search"),
+            # One epoch of outer steps; checkpoints are the search's own.
+            trainer={"max_epochs": 1, "max_steps": -1, "enable_checkpointing": False, "enable_model_summary": False},
+            callbacks=[SearchFiles(folder.root / "search")],
+            folder=folder.root / "search",
+        )
+        module = cast("SearchModule", cli.model)
+        data = cli.datamodule.bilevel(
+            module.outer_steps, module.inner_steps, module.batch_size, module.accumulate, module.validation_batches
+        )
+        cli.trainer.fit(module, datamodule=data)
+        if module.outer_step < module.outer_steps:
+            raise FlexoraError(
+                f"search: stopped after outer step {module.outer_step} of {module.outer_steps}; the same command continues"
+            )
+        selection = module.selection()
+        selection.write(folder.selection)
+        folder.finish("search", recipe.settings("search"))
+        write_report(folder.root)
+    console = Console()
+    console.print(gate_bars(selection))
+    console.print(f"{len(selection.layers)} of {selection.num_layers} layers chosen: {selection.layers}")
+    console.print(f"written to {folder.selection}", soft_wrap=True)
+    return 0

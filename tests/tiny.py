@@ -1,0 +1,119 @@
+"""Tiny random models of every family, with a byte tokenizer, and tiny benchmarks in ARC's fields."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GlmConfig,
+    GlmForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+FAMILIES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "glm": (GlmConfig, GlmForCausalLM),
+}
+
+
+def tiny_model(family: str, layers: int = 4, **overrides: Any) -> PreTrainedModel:
+    """A random model of a family, the same at each call."""
+    config_class, model_class = FAMILIES[family]
+    settings = {
+        "vocab_size": 258,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "pad_token_id": 257,
+        **overrides,
+    }
+    torch.manual_seed(0)
+    return model_class(config_class(**settings))
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, with a beginning and an end of text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: index for index, character in enumerate(alphabet)} | {"<bos>": 256, "<eos>": 257}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>", model_max_length=256
+    )
+
+
+def save_model(folder: Path, family: str, layers: int = 4) -> Path:
+    """Write a tiny model and its tokenizer to ``folder``."""
+    tiny_model(family, layers).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def arc_row(number: int, rng: random.Random) -> dict[str, Any]:
+    """A question that can be learnt: the answer is the word named in it."""
+    words = rng.sample(["oak", "elm", "fir", "ash", "yew", "bay"], 4)
+    answer = rng.randrange(4)
+    labels = ["A", "B", "C", "D"]
+    return {
+        "id": f"row-{number}",
+        "question": f"Which is {words[answer]}{'?' * rng.randint(1, 5)}",
+        "choices": {"text": words, "label": labels},
+        "answerKey": labels[answer],
+    }
+
+
+def write_jsonl(file: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows as JSON lines."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def save_benchmark(folder: Path, train: int = 48, test: int = 13) -> Path:
+    """Write train and test rows in ARC's fields to ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(0)
+    write_jsonl(folder / "train.jsonl", [arc_row(number, rng) for number in range(train)])
+    write_jsonl(folder / "test.jsonl", [arc_row(1_000 + number, rng) for number in range(test)])
+    return folder
+
+
+def recipe_text(model: Path, data: Path, output: Path) -> str:
+    """A recipe that runs every phase on a tiny model in seconds."""
+    return f"""\
+seed: 3
+output_dir: {output}
+backbone: {{model: {model}}}
+data:
+  class_path: ArcEasy
+  init_args: {{source: {data}, batch_size: 4, evaluate_batch_size: 5, validation_rows: 8, max_length: 64}}
+adapter: {{r: 2, lora_alpha: 4, lora_dropout: 0.1}}
+trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}
+search:
+  outer_steps: 3
+  inner_steps: 2
+  batch_size: 4
+  accumulate: 2
+  checkpoint_every: 1
+  alpha_lr: 0.1
+finetune:
+  learning_rate: 0.01
+  trainer: {{max_epochs: 2}}
+"""
