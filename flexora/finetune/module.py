@@ -82,7 +82,7 @@ class FinetuneModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse precisions that would round the adapter."""
-        require_precision(self.trainer, ("32-true", "bf16-mixed", "16-mixed", "64-true"), phase="finetune")
+        require_precision(self.trainer.precision, "finetune")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the adapter, warm-up and cosine over all optimiser steps."""

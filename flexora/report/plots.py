@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from flexora.files import write_atomically
 from flexora.report import summary
-from flexora.report.cells import METRICS
+from flexora.report.cells import METRICS, rows_scored
 from flexora.report.run import History, Run
 from flexora.report.style import (
     BLUE,
@@ -62,10 +62,11 @@ def alpha_figure(history: History, selection: Selection | None) -> Figure:
             linewidth=1.8 if bold else 0.8,
             alpha=1.0 if bold else 0.45,
             marker="o" if len(steps) <= _FEW_STEPS else None,
+            clip_on=False,
             zorder=3 if bold else 2,
         )
     axes.axhline(0.0, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-    top = sorted(range(n), key=lambda layer: -final[layer])[:_LABELLED]
+    top = sorted(picked, key=lambda layer: -final[layer])[:_LABELLED]
     label_ends(axes, {f"layer {layer}": (final[layer], colours(depth(layer))) for layer in top})
     bar = figure.colorbar(ScalarMappable(depth, colours), ax=axes, pad=0.03, aspect=30)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -102,7 +103,8 @@ def gates_figure(selection: Selection, gates: Sequence[float]) -> Figure:
         panels[1].bar(range(n), selection.stability.frequency, color=colours, width=0.8, zorder=2)
         panels[1].set_ylim(0, 1)
         panels[1].set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
-        panels[1].set_ylabel(f"chosen in the\nlast {selection.stability.last_steps:,} steps", color=INK, fontsize=10)
+        last = selection.stability.last_steps
+        panels[1].set_ylabel(f"chosen in the\nlast {f'{last:,} steps' if last > 1 else 'step'}", color=INK, fontsize=10)
     for axes in panels:
         axes.set_xlim(-0.8, n - 0.2)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(n, 32)))
@@ -114,20 +116,22 @@ def loss_figure(history: History) -> Figure:
     """Training and validation loss over the outer steps; from 20 steps on faint, under running means."""
     steps = history.outer_steps
     figure, (axes,) = new_figure(4.0, summary.loss_finding(history))
-    window = max(1, len(steps) // 10) if len(steps) >= _SMOOTH_FROM else 1
+    reach = len(steps) // 20 if len(steps) >= _SMOOTH_FROM else 0
     ends = {}
     for name, values, colour in (
         ("training", history.train_loss, ORANGE),
         ("validation", history.validation_loss, BLUE),
     ):
-        if window > 1:
+        if reach:
             axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
-        means = _running_mean(values, window // 2)
-        axes.plot(steps, means, color=colour, linewidth=2.0, marker="o" if len(steps) <= _FEW_STEPS else None)
+        means = _running_mean(values, reach)
+        marker = "o" if len(steps) <= _FEW_STEPS else None
+        axes.plot(steps, means, color=colour, linewidth=2.0, marker=marker, clip_on=False)
         if math.isfinite(means[-1]):
             ends[name] = (means[-1], colour)
     label_ends(axes, ends)
-    label_axes(axes, "outer step", "loss (nats)" + (f", running mean of {window // 2 * 2 + 1:,}" if window > 1 else ""))
+    mean = f"\nrunning mean of {2 * reach + 1:,} steps" if reach else ""
+    label_axes(axes, "outer step", f"loss in nats per token{mean}")
     return figure
 
 
@@ -141,7 +145,8 @@ def accuracy_figure(results: Results) -> Figure:
     """``acc`` and ``acc_norm`` of every arm as dots with one standard error to either side."""
     arms = results.arms
     figure, (axes,) = new_figure(1.5 + 0.85 * len(arms), summary.accuracy_finding(results))
-    for metric, offset, colour in zip(METRICS, (-0.16, 0.16), (MUTED, BLUE), strict=True):
+    for metric, offset in zip(METRICS, (-0.16, 0.16), strict=True):
+        colour = BLUE if metric == results.primary_metric else MUTED
         for place, arm in enumerate(arms):
             if metric not in arm.metrics:
                 continue
@@ -161,7 +166,8 @@ def accuracy_figure(results: Results) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", color=FAINT, linewidth=0.8)
     axes.tick_params(axis="y", labelsize=10.5, labelcolor=INK)
-    axes.set_xlabel("share of right answers, ± one standard error", color=INK, fontsize=LABEL)
+    share = f"share of right answers on {rows_scored(results)} {results.split} rows, ± one standard error"
+    axes.set_xlabel(share, color=INK, fontsize=LABEL, parse_math=False)
     return figure
 
 

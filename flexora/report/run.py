@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class History:
         """Read the history; None where the file has no step yet.
 
         Raises:
-            FlexoraError: If a column is missing or a cell is not a number.
+            FlexoraError: If a column is missing, a cell is not a number, or alpha is not finite.
         """
         try:
             with path.open(newline="") as file:
@@ -42,11 +43,14 @@ class History:
             columns = [f"alpha_{layer}" for layer in range(sum(str(name).startswith("alpha_") for name in rows[0]))]
             if not columns:
                 raise KeyError("alpha_0")
+            alpha = [[float(row[name]) for name in columns] for row in rows]
+            if not all(math.isfinite(value) for values in alpha for value in values):
+                raise ValueError("alpha is not finite")
             return cls(
                 outer_steps=[int(row["outer_step"]) for row in rows],
                 train_loss=[float(row["train_loss"]) for row in rows],
                 validation_loss=[float(row["validation_loss"]) for row in rows],
-                alpha=[[float(row[name]) for name in columns] for row in rows],
+                alpha=alpha,
             )
         except KeyError as error:
             raise FlexoraError(f"{path} has no column {error}; search again") from error

@@ -32,8 +32,8 @@ def new_figure(height: float, title: str, panels: Sequence[float] = (1.0,)) -> t
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]  # set by name above
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": list(panels)})
-    wrapped = textwrap.fill(title, 84)
-    figure.suptitle(wrapped, x=0.013, ha="left", fontsize=13, fontweight="bold", color=INK, parse_math=False)
+    wrapped = textwrap.fill(title, 80)
+    figure.suptitle(wrapped, x=0.013, ha="left", fontsize=12.5, fontweight="bold", color=INK, parse_math=False)
     every: list[Axes] = list(grid[:, 0])
     for axes in every:
         axes.spines[["top", "right"]].set_visible(False)
@@ -84,13 +84,19 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, ColorType]]) -> None:
 
 
 def _spread(places: Sequence[float], gap: float) -> list[float]:
-    """Rising places, moved apart to at least ``gap``, none above 1 where they fit."""
-    moved: list[float] = []
-    for place in places:
-        moved.append(max(place, moved[-1] + gap) if moved else place)
-    # Move back by half of what the pushing added, so that labels stay around their lines, and below the top.
-    excess = max(moved[-1] - 1.0, (moved[-1] - places[-1]) / 2) if moved else 0.0
-    return [place - excess for place in moved]
+    """Rising places moved apart to at least ``gap``, as little as possible (least squares).
+
+    With ``i * gap`` taken off, "at least a gap apart" reads "not falling": labels that crowd are pooled to their mean.
+    """
+    pools: list[tuple[float, int]] = []
+    for index, place in enumerate(places):
+        mean, size = place - index * gap, 1
+        while pools and pools[-1][0] > mean:
+            before, count = pools.pop()
+            mean, size = (mean * size + before * count) / (size + count), size + count
+        pools.append((mean, size))
+    level = [mean for mean, size in pools for _ in range(size)]
+    return [mean + index * gap for index, mean in enumerate(level)]
 
 
 def png(figure: Figure) -> bytes:

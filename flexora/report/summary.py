@@ -31,7 +31,7 @@ def spans(layers: Sequence[int]) -> str:
             runs[-1].append(layer)
         else:
             runs.append([layer])
-    parts = (f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)  # noqa: PLR2004
+    parts = (f"{run[0]}-{run[-1]}" if run[2:] else ", ".join(map(str, run)) for run in runs)
     return ", ".join(parts)
 
 
@@ -108,7 +108,7 @@ def alpha_finding(history: History, selection: Selection | None) -> str:
 def gates_finding(selection: Selection, gates: Sequence[float]) -> str:
     """How much of the gates the chosen layers hold, and the largest gate."""
     top = max(range(len(gates)), key=gates.__getitem__)
-    share = sum(gates[layer] for layer in selection.layers) / sum(gates)
+    share = sum(gates[layer] for layer in selection.layers) / (sum(gates) or 1.0)
     return (
         f"{chosen(selection)} chosen, with {share:.0%} of the gates' sum; layer {top} has the largest, {gates[top]:.2f}"
     )
@@ -118,12 +118,12 @@ def loss_finding(history: History) -> str:
     """Whether the validation loss fell, from means over the first and last tenth of the outer steps."""
     window = max(1, len(history.outer_steps) // 10)
     ends = [history.validation_loss[:window], history.validation_loss[-window:]]
-    if len(history.outer_steps) < 2 or not all(map(math.isfinite, [*ends[0], *ends[1]])):  # noqa: PLR2004
+    if len(history.outer_steps) == 1 or not all(map(math.isfinite, [*ends[0], *ends[1]])):
         return "Training and validation loss over the search"
     first, last = (sum(values) / window for values in ends)
     verb = "stays at" if f"{first:.2f}" == f"{last:.2f}" else "falls from" if last < first else "rises from"
     figures = f"{first:.2f}" if verb == "stays at" else f"{first:.2f} to {last:.2f}"
-    means = f" (means of the first and last {window:,} outer steps)" if window > 1 else ""
+    means = f" (means of the first and last {window:,} steps)" if window > 1 else ""
     return f"Validation loss {verb} {figures}{means}"
 
 
@@ -137,9 +137,8 @@ def accuracy_finding(results: Results) -> str:
         gains, key=lambda p: p[1].value
     )
     name = "Flexora" if arm.name == "flexora" else _SPOKEN.get(arm.name, arm.name)
-    rows = f"{rows_scored(results)} {results.split} rows"
     if abs(gain.value) <= _CLEAR * gain.stderr:
-        return f"{name} and the base model are level in {metric} ({estimate(gain, sign=True)}, {rows})"
+        return f"{name} is level with the base model in {metric} ({estimate(gain, sign=True)})"
     size = estimate(gain.model_copy(update={"value": abs(gain.value)}))
     verb = "gains" if gain.value > 0 else "loses"
-    return f"{name} {verb} {size} {metric} against the base model ({rows})"
+    return f"{name} {verb} {size} {metric} against the base model"

@@ -47,14 +47,16 @@ class _GateBars:
         marks = _ASCII if options.ascii_only else _UNICODE
         gates = self.selection.gates
         scale = f"gate ({marks.one} at 1: plain LoRA), " if gates else ""
-        yield Text(f"layer  {scale}{marks.tick} chosen", style="dim")
+        yield Text(f"layer  {scale}{marks.tick} chosen", style="dim", no_wrap=True, overflow="ellipsis")
         # Index and blanks take 7 columns, gate and tick 9; the last two stay free, as some terminals wrap there.
         width = min(_WIDEST_BAR, max(_NARROWEST_BAR, options.max_width - 18))
         for layer in range(self.selection.num_layers):
             chosen = layer in self.selection.layers
-            line = Text(f"{layer:>5}  ", no_wrap=True, overflow="crop", end="\n")
+            line = Text(f"{layer:>5}  ", no_wrap=True, overflow="crop")
             if gates:
-                line.append(_bar(gates[layer], max(gates), width, marks, chosen), style="cyan" if chosen else "dim")
+                line.append(
+                    _bar(gates[layer], max(gates) or 1.0, width, marks, chosen), style="cyan" if chosen else "dim"
+                )
                 line.append(f" {gates[layer]:>6.3f}")
             line.append(f" {marks.tick}" if chosen else "", style="bold green")
             yield line

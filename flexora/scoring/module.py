@@ -52,7 +52,7 @@ class ScoreModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what would round the adapter or count rows twice."""
-        require_precision(self.trainer, ("32-true", "bf16-mixed", "16-mixed", "64-true"), phase="evaluate")
+        require_precision(self.trainer.precision, "evaluate")
         if self.trainer.world_size > 1:
             raise FlexoraError("evaluate: scoring runs on one device so far; set evaluate.trainer.devices to 1")
 

@@ -74,8 +74,9 @@ class Unrolled(Estimator):
     quantised base will do. Cost 3T + 1 gradients.
 
     Args:
-        relative_step: The length c of the step in parameter space. By default 1e-4 in float64, 1e-2 in float32 and
-            1e-1 under bfloat16 autocast: smaller steps drown in rounding, larger ones in curvature.
+        relative_step: The length c of the step in parameter space. By default 1e-2; 1e-1 where the model computes in
+            bfloat16 (autocast, or a half-precision base), 1e-4 where theta is float64. Smaller steps drown in
+            rounding, larger ones in curvature.
     """
 
     def __init__(self, relative_step: float | None = None) -> None:
@@ -110,7 +111,7 @@ class Unrolled(Estimator):
         norm = global_norm(direction)
         if norm == 0:  # nothing flows through this step
             return torch.zeros_like(problem.alpha), [torch.zeros_like(tensor) for tensor in theta]
-        step = self._length(theta[0].dtype) / norm
+        step = (self.relative_step or _default_step(problem)) / norm
         ends = []
         for sign in (1.0, -1.0):
             problem.move([t + sign * step * d for t, d in zip(theta, direction, strict=True)])
@@ -120,9 +121,8 @@ class Unrolled(Estimator):
         curved = [(p - m) / (2 * step) for p, m in zip(plus.theta, minus.theta, strict=True)]
         return mixed.to(problem.alpha.dtype), curved
 
-    def _length(self, dtype: torch.dtype) -> float:
-        if self.relative_step is not None:
-            return self.relative_step
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            return 1e-1
-        return 1e-4 if dtype == torch.float64 else 1e-2
+
+def _default_step(problem: BilevelProblem) -> float:
+    if problem.computes_in_half():
+        return 1e-1
+    return 1e-4 if problem.theta[0].dtype == torch.float64 else 1e-2

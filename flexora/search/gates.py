@@ -13,7 +13,6 @@ left, so a gate near zero does no harm.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,11 +30,13 @@ ADAPTER = "default"
 
 
 def gates_of(alpha: Tensor) -> Tensor:
-    """``n * softmax(alpha)`` of shape ``[n]``; exactly 1.0 at ``alpha = 0`` in fp32 for every n up to 130.
+    """``n * softmax(alpha)`` of shape ``[n]``; exactly 1.0 at ``alpha = 0``.
 
-    ``n * torch.softmax(0)`` is not exact (n = 41, 47, ...): the product rounds what the division rounded.
+    ``n * torch.softmax(0)`` is not exact (n = 41, 47, ...): the product rounds what the division rounded. Here the
+    logarithm of n is rounded as ``logsumexp`` rounds it, and the two cancel.
     """
-    return torch.exp(alpha - torch.logsumexp(alpha, 0) + math.log(alpha.numel()))
+    count = torch.full_like(alpha[0], alpha.numel())
+    return torch.exp(alpha - torch.logsumexp(alpha, 0) + torch.log(count))
 
 
 @dataclass

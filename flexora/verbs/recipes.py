@@ -13,7 +13,7 @@ from rich.table import Table
 
 from flexora.errors import FlexoraError
 from flexora.files import write_atomically
-from flexora.recipes import RecipeFile, all_recipes, find_recipe
+from flexora.recipes import RecipeFile, all_recipes, find_recipe, load_sections
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,10 +52,6 @@ def _copy(recipe: RecipeFile, file: Path) -> None:
 
 def flattened(recipe: RecipeFile) -> str:
     """The recipe as one file: its head comment, and every shared section in place of its path."""
-    text = recipe.path.read_text()
-    head = takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True))
-    sections = yaml.safe_load(text)
-    for name, value in sections.items():
-        if isinstance(value, str) and value.endswith(".yaml"):
-            sections[name] = yaml.safe_load((recipe.path.parent / value).read_text())
-    return "".join(head) + yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
+    lines = recipe.path.read_text().splitlines(keepends=True)
+    head = takewhile(lambda line: line.startswith("#"), lines)
+    return "".join(head) + yaml.safe_dump(load_sections(recipe.path), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,170 @@
+"""The report on small synthetic runs: what it says, what it leaves out, and what it must not let through."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flexora.errors import FlexoraError
+from flexora.report.cells import estimate
+from flexora.report.html import write_report
+from flexora.report.plots import write_plots
+from flexora.report.run import Run
+from flexora.report.summary import accuracy_finding, spans, summary
+from flexora.scoring.results import Estimate, Results
+from flexora.search.selection import Selection
+
+PICTURES = ("alpha", "gates", "loss", "accuracy")
+PIXELS = 1350  # 9 inches at 150 dpi
+
+
+def page_of(run_dir: Path) -> str:
+    """The report without the pictures' data, in which any short string can occur by chance."""
+    return re.sub(r"base64,[A-Za-z0-9+/=]+", "base64,", write_report(run_dir).read_text(encoding="utf-8"))
+
+
+def test_report_states_the_figures(run_dir: Path) -> None:
+    """Summary, tables, settings and config hold the run's own numbers."""
+    page = page_of(run_dir)
+    assert "Flexora chose 3 of 6 layers (213,999 trainable parameters, 50% of plain LoRA&#39;s): 1, 2, 4." in page
+    assert "On 500 of 2,376 test rows its acc_norm is 0.612 ± 0.022; plain LoRA 0.620 ± 0.022; the base model" in page
+    for cell in (
+        "+0.122 ± 0.019",
+        "427,998",
+        "+0.900",
+        "75%",
+        "q_proj, v_proj",
+        "0.0625",
+        "search.optimizer.lr",
+        "1234",
+        "f00d",
+    ):
+        assert cell in page, cell
+    assert "&lt;b&gt;bold" in page
+
+
+def test_report_stands_alone(run_dir: Path) -> None:
+    """Every picture is embedded once, and nothing is loaded from elsewhere."""
+    path = write_report(run_dir)
+    assert path == run_dir / "report" / "report.html"
+    embedded = re.findall(r"data:image/png;base64,([^\"]+)", path.read_text(encoding="utf-8"))
+    beside = [path.with_name(f"{name}.png").read_bytes() for name in PICTURES]
+    assert sorted(map(base64.b64decode, embedded)) == sorted(beside)
+    page = page_of(run_dir)
+    assert not re.search(r"http|<script|<link|@import|url\(", page)
+    assert re.findall(r'(?:src|href)="([^"]*)', page) == ["data:image/png;base64,"] * len(PICTURES)
+
+
+def test_report_escapes_what_it_shows(run_dir: Path, results: Results) -> None:
+    """A hostile name is text."""
+    results.benchmark = "<script>alert(1)</script>"
+    results.write(run_dir / "evaluate" / "results.json")
+    page = page_of(run_dir)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 1
+
+
+def test_report_warns_of_cuts_and_short_searches(run_dir: Path, results: Results, selection: Selection) -> None:
+    """The caveats appear when, and only when, they hold."""
+    page = page_of(run_dir)
+    assert "Only a cut of the test split was scored" in page
+    assert "is illustrative" not in page
+    results.rows = 2376
+    results.write(run_dir / "evaluate" / "results.json")
+    selection.search = {"illustrative": True}
+    selection.write(run_dir / "search" / "selection.json")
+    page = page_of(run_dir)
+    assert "Only a cut" not in page
+    assert "On all 2,376 test rows" in page
+    assert "is illustrative" in page
+
+
+@pytest.mark.parametrize(
+    ("missing", "heading"),
+    [
+        ("evaluate/results.json", "Accuracy"),
+        ("search/history.csv", "Loss over the search"),
+        ("config.yaml", "config.yaml"),
+    ],
+)
+def test_missing_parts_are_left_out(run_dir: Path, missing: str, heading: str) -> None:
+    """A section goes with its file, the rest stays."""
+    assert f">{heading}<" in page_of(run_dir)
+    (run_dir / missing).unlink()
+    page = page_of(run_dir)
+    assert f">{heading}<" not in page
+    assert "Flexora chose 3 of 6 layers" in page
+
+
+def test_report_without_a_search(run_dir: Path) -> None:
+    """An evaluation alone makes a report."""
+    shutil.rmtree(run_dir / "search")
+    page = page_of(run_dir)
+    assert "test rows Flexora&#39;s acc_norm is 0.612" in page
+    assert ">Layers<" not in page
+
+
+@pytest.mark.parametrize("write", [write_report, lambda folder: write_plots(folder, folder)])
+def test_empty_folder_is_one_line(tmp_path: Path, write: object) -> None:
+    """Nothing to report: one line that names folder and remedy, and nothing written."""
+    assert callable(write)
+    with pytest.raises(FlexoraError) as caught:
+        write(tmp_path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(tmp_path) in message
+    assert "search first" in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("alpha_5", "beta", "5 layers"),
+        ("train_loss", "loss", "train_loss"),
+        ("2.4", "much", "much"),
+        ("0.9", "nan", "finite"),
+    ],
+)
+def test_damaged_history_is_named(run_dir: Path, old: str, new: str, named: str) -> None:
+    """Each damage to the history is named with the file."""
+    path = run_dir / "search" / "history.csv"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(FlexoraError, match=named) as caught:
+        Run.read(run_dir)
+    assert "history.csv" in str(caught.value)
+
+
+def test_plots_are_whole_pngs(run_dir: Path, tmp_path: Path) -> None:
+    """Four complete PNGs of the full width, and no temporary file beside them."""
+    paths = write_plots(run_dir, tmp_path / "pictures")
+    assert {name: path.name for name, path in paths.items()} == {name: f"{name}.png" for name in PICTURES}
+    for path in paths.values():
+        data = path.read_bytes()
+        assert data.startswith(b"\x89PNG\r\n\x1a\n")
+        assert data.endswith(b"IEND\xaeB`\x82")
+        assert int.from_bytes(data[16:20], "big") == PIXELS
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == sorted(f"{name}.png" for name in paths)
+
+
+def test_plots_draw_one_step_and_no_movement(run_dir: Path, tmp_path: Path) -> None:
+    """A single outer step with a NaN loss and alpha at zero can be drawn."""
+    header = (run_dir / "search" / "history.csv").read_text().splitlines()[0]
+    (run_dir / "search" / "history.csv").write_text(f"{header}\n1,nan,2.0,0,0,0,0,0,0,0\n")
+    assert set(write_plots(run_dir, tmp_path)) == set(PICTURES)
+
+
+def test_words(results: Results) -> None:
+    """Layer spans, signs, and what counts as a gain."""
+    assert spans([0, 1, 5, 6, 7, 9]) == "0, 1, 5-7, 9"
+    assert estimate(Estimate(value=-0.0004, stderr=0.01), sign=True) == "+0.000 ± 0.010"
+    assert estimate(Estimate(value=-0.03, stderr=0.01), sign=True) == "\N{MINUS SIGN}0.030 ± 0.010"
+    assert accuracy_finding(results).startswith("Flexora gains 0.122 ± 0.019 acc_norm")
+    results.arms[2].over_base = {"acc_norm": Estimate(value=-0.03, stderr=0.02)}
+    assert "level" in accuracy_finding(results)
+    results.arms.pop(2)
+    assert "acc_norm is: plain LoRA 0.620 ± 0.022; the base model 0.490" in summary(Run(None, None, results, None))

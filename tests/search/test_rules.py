@@ -1,0 +1,49 @@
+"""Selection rules: what they choose, and that they never choose nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from flexora.errors import FlexoraError
+from flexora.search.rules import Budget, Positive, SelectionRule, Threshold, TopK
+
+ALPHA = [0.3, -0.2, 0.0, 0.9, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (Positive(), [0, 3, 4]),
+        (Threshold(0.2), [0, 3]),
+        (Threshold(5.0), [3]),
+        (TopK(2), [0, 3]),
+        (TopK(5), [0, 1, 2, 3, 4]),
+        (Budget(250), [0, 3]),
+        (Budget(10_000), [0, 1, 2, 3, 4]),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, SelectionRule) else "",
+)
+def test_rules(rule: SelectionRule, expected: list[int]) -> None:
+    assert rule(ALPHA, layer_parameters=100) == expected
+
+
+def test_ties_go_to_the_lower_layer() -> None:
+    assert TopK(2)([0.0] * 4, 1) == [0, 1]
+
+
+def test_no_rule_chooses_nothing() -> None:
+    assert Positive()([0.0, 0.0, 0.0], 1) == [0]
+    assert Positive()([-3.0, -1.0, -2.0], 1) == [1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"), [(TopK(6), "the model has 5"), (Budget(99), "one layer needs 100")], ids=["k", "budget"]
+)
+def test_rules_that_cannot_be_met(rule: SelectionRule, message: str) -> None:
+    with pytest.raises(FlexoraError, match=message):
+        rule(ALPHA, 100)
+
+
+def test_top_k_of_nothing_is_refused() -> None:
+    with pytest.raises(FlexoraError, match="at least one layer"):
+        TopK(0)
