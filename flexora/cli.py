@@ -30,14 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 on success, 2 if the input is at fault, 130 after Ctrl-C.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
+    verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if verb in ("-h", "--help", "--version"):
+        print(f"flexora {version('flexora')}" if verb == "--version" else _help())
         return 0
-    if arguments[0] == "--version":
-        print(f"flexora {version('flexora')}")
-        return 0
-    verb, *rest = arguments
     if verb not in VERBS:
         print(f"flexora: unknown verb {verb!r}; known are {', '.join(VERBS)}", file=sys.stderr)
         return 2

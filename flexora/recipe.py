@@ -46,6 +46,9 @@ class ReportSettings:
     title: str | None = None
 
 
+HINT = "; --help lists the settings"
+
+
 class RecipeParser(jsonargparse.ArgumentParser):
     """A parser that says what is wrong in one line instead of printing its usage."""
 
@@ -64,14 +67,14 @@ def one_line(message: str) -> str:
     if "Errors:" in lines:  # a union: one line for each type it tried, then the value
         lines = [lines[0].split(":")[0] + ":", lines[lines.index("Errors:") + 1]]
     text = re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(lines))
-    return f"{text}; --help lists the settings"
+    return f"{text.removesuffix(HINT)}{HINT}"
 
 
 def recipe_parser(verb: str) -> RecipeParser:
     """The typed parser of a whole recipe, for one verb."""
     parser = RecipeParser(
         prog=f"flexora {verb}",
-        description="Settings come from --config files (later ones win) and dotted flags such as --search.outer_steps 20.",
+        description="Settings come from --config files (later ones win) and flags such as --search.outer_steps 20.",
         exit_on_error=True,
     )
     parser.add_argument("--config", action="config", help="A recipe; may be given several times, later ones win.")
@@ -92,7 +95,9 @@ def recipe_parser(verb: str) -> RecipeParser:
         help="A selection.json, all, or layers such as 0,3,5-9; what the search found by default.",
     )
     parser.add_argument("--finetune.folder", type=str, default="finetune", help="Folder of the phase below output_dir.")
-    parser.add_argument("--finetune.trainer", type=dict[str, Any], default={}, help="Overrides of trainer in the fine-tune.")
+    parser.add_argument(
+        "--finetune.trainer", type=dict[str, Any], default={}, help="Overrides of trainer in the fine-tune."
+    )
     parser.add_class_arguments(EvaluateSettings, "evaluate", help="What is scored.")
     parser.add_class_arguments(ReportSettings, "report", help="The report.")
     return parser

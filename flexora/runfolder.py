@@ -63,7 +63,9 @@ class RunFolder:
                 f"output_dir: another process works in {self.root}; wait for it or choose another output_dir"
             ) from error
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
-            raise FlexoraError(f"output_dir: cannot write to {self.root}: {error}; choose another output_dir") from error
+            raise FlexoraError(
+                f"output_dir: cannot write to {self.root}: {error}; choose another output_dir"
+            ) from error
 
     def start(self, phase: str, settings: Mapping[str, Any]) -> None:
         """Make sure a phase may run here.
@@ -82,6 +84,10 @@ class RunFolder:
     def require_same(self, phase: str, settings: Mapping[str, Any]) -> None:
         """Make sure a finished phase was run with these settings.
 
+        Args:
+            phase: The phase.
+            settings: The settings that are known now; others that the phase added itself are not compared.
+
         Raises:
             FlexoraError: Naming the first setting that differs.
         """
@@ -98,7 +104,9 @@ class RunFolder:
     def _require_same(self, file: Path, phase: str, settings: Mapping[str, Any]) -> None:
         if not file.is_file():
             return
-        change = first_difference(json.loads(file.read_text()), json.loads(json.dumps(settings)))
+        new = json.loads(json.dumps(settings))
+        old = {name: value for name, value in json.loads(file.read_text()).items() if name in new}
+        change = first_difference(old, new)
         if change:
             raise FlexoraError(
                 f"output_dir: {self.root / phase} was made with other settings ({change}); choose another output_dir, "

@@ -1,0 +1,1 @@
+"""Base models: loading, the family registry, the packaged default, and adapters on chosen modules."""

@@ -44,7 +44,7 @@ class Family:
         unknown = [name for name in wanted if name not in known]
         if unknown or not wanted:
             what = f"unknown projection {unknown[0]!r}" if unknown else "no projection is named"
-            raise FlexoraError(f"adapter.target_modules: {what}; {self.name} has {', '.join(known)} (or all-linear)")
+            raise FlexoraError(f"target modules: {what}; {self.name} has {', '.join(known)} (or all-linear)")
         return [name for name in known if name in wanted]
 
     def module_name(self, layer: int, projection: str) -> str:

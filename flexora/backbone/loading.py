@@ -82,7 +82,7 @@ class Backbone:
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise FlexoraError(
-                f"backbone.model: cannot load {self.model}: {reason[:300]}; check the name, the network, or your hub login"
+                f"backbone.model: cannot load {self.model}: {reason[:300]}; check name, network and hub login"
             ) from error
 
 

@@ -23,6 +23,7 @@ class ArcEasy(MultipleChoiceDataModule):
 
     benchmark = Source(
         hub=("allenai/ai2_arc", "ARC-Easy"),
+        fields=("question", "choices", "answerKey"),
         packaged={
             "train": "arc_easy/train_rc_5shot",
             "validation": "arc_easy/val_rc_5shot",
@@ -35,7 +36,7 @@ class ArcEasy(MultipleChoiceDataModule):
 
     @staticmethod
     def question(row: Row) -> Question:
-        """Write a row as lm-evaluation-harness does: ``Question: ...\\nAnswer:`` and `` choice``."""
+        """Write a row as lm-evaluation-harness does: question and ``Answer:`` on two lines, then the choice."""
         context = f"Question: {row['question']}\nAnswer:"
         choices = row["choices"]
         pairs = tuple((context, f" {text}") for text in choices["text"])

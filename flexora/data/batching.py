@@ -5,6 +5,7 @@ Nothing here keeps random state, so a run resumes at any step by knowing the ste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ class LengthGroupedBatches(Sampler[MicroBatch]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
+        return math.ceil(len(self.lengths) / self.batch_size)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         order = permutation(len(self.lengths), self.seed, self.epoch)

@@ -56,14 +56,14 @@ class OuterBatches(Dataset[OuterBatch]):
 
 
 class StepsFrom(Sampler[int]):
-    """The outer steps that remain. The owner moves ``start`` on when it resumes from a checkpoint."""
+    """The outer steps that remain; a resumed search moves ``start`` on before the loader is made."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.start = 0
 
     def __len__(self) -> int:
-        return self.total
+        return self.total - self.start
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.start, self.total))

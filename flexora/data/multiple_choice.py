@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import lightning as L
 from datasets import Dataset
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from flexora.backbone.loading import Backbone
 from flexora.data.batch import Batch, answer_tokens, collate
@@ -64,8 +66,9 @@ class MultipleChoiceDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        counts = {"batch_size": batch_size, "evaluate_batch_size": evaluate_batch_size, "max_length": max_length}
+        counts: dict[str, int | None] = {"batch_size": batch_size, "evaluate_batch_size": evaluate_batch_size}
         counts |= {"validation_rows": validation_rows, "train_rows": train_rows, "evaluate_rows": evaluate_rows}
+        counts |= {"max_length": max_length}
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise FlexoraError(f"data.{name}: {value} is too small; give at least 1")
@@ -86,7 +89,7 @@ class MultipleChoiceDataModule(L.LightningDataModule):
         """Turn a row with the benchmark's official fields into a question."""
 
     @property
-    def name(self) -> str:
+    def benchmark_name(self) -> str:
         """Name of the benchmark."""
         return type(self).__name__
 
@@ -119,9 +122,14 @@ class MultipleChoiceDataModule(L.LightningDataModule):
             FlexoraError: If the source cannot be read or a row cannot be used; the row is named.
         """
         raw = self.benchmark.load(self.source, split)
-        place = f"{self.name} {self.source} [{split}]"
+        place = f"{self.benchmark_name} {self.source} [{split}]"
         row_encoder = partial(
-            _encode_row, question=self.question, tokenizer=self.tokenizer, max_length=self.max_length, place=place
+            _encode_row,
+            fields=self.benchmark.fields,
+            question=self.question,
+            tokenizer=self.tokenizer,
+            max_length=self.max_length,
+            place=place,
         )
         return raw.map(row_encoder, with_indices=True, remove_columns=raw.column_names, desc=f"Encoding {place}")
 
@@ -131,8 +139,8 @@ class MultipleChoiceDataModule(L.LightningDataModule):
         wanted = self.validation_rows + (self.train_rows or 1)
         if wanted > total:
             raise FlexoraError(
-                f"data: {self.name} has {total} train rows, but validation_rows {self.validation_rows} and train_rows "
-                f"{self.train_rows or 'all'} need {wanted}; lower one of them"
+                f"data: {self.benchmark_name} has {total} train rows, but validation_rows {self.validation_rows} and "
+                f"train_rows {self.train_rows or 'all'} need {wanted}; lower one of them"
             )
         return [int(row) for row in permutation(total, self.split_seed, 0)]
 
@@ -213,7 +221,7 @@ class MultipleChoiceDataModule(L.LightningDataModule):
         return BilevelDataModule(self, outer_steps, inner_steps, batch_size, accumulate, validation_batches)
 
 
-class EncodedRows:
+class EncodedRows(TorchDataset[Any]):
     """Encoded rows that are fetched as ready batches: the loader hands a whole :class:`MicroBatch` over."""
 
     def __init__(self, data: Dataset, pad_token: int, *, all_choices: bool) -> None:
@@ -230,24 +238,32 @@ class EncodedRows:
     def __getitems__(self, batch: MicroBatch) -> Batch:
         """Collate the rows of one micro-batch."""
         questions = [self.data[row] for row in batch.rows]
-        return collate(
-            questions, batch.rows, self.pad_token, all_choices=self.all_choices, normalizer=batch.normalizer
-        )
+        return collate(questions, batch.rows, self.pad_token, all_choices=self.all_choices, normalizer=batch.normalizer)
 
 
-def _identity(batch: Batch) -> Batch:
+def _identity(batch: Any) -> Any:
+    """The rows are a batch already."""
     return batch
 
 
 def _encode_row(
-    row: Row, index: int, *, question: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, place: str
+    row: Row,
+    index: int,
+    *,
+    fields: tuple[str, ...],
+    question: Callable[[Row], Question],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    place: str,
 ) -> dict[str, Any]:
     """Encode one row, with the lengths that batching needs. A function of the module: ``datasets`` hashes it."""
+    missing = [field for field in fields if row.get(field) is None]  # readers fill missing fields with None
     try:
+        if missing:
+            raise ValueError(f"field {missing[0]} is missing")
         encoded = encode(question(row), tokenizer, max_length)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
-        raise FlexoraError(f"data: {place} row {index}: {what}; mend or remove the row") from error
+        raise FlexoraError(f"data: {place} row {index}: {error}; mend or remove the row") from error
     packed = collate([encoded], [index], 0, all_choices=True)
     answer = encoded["sequences"][encoded["answer"]]
     return {

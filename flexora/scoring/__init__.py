@@ -1,0 +1,1 @@
+"""Log-likelihoods, accuracies and results."""

@@ -54,7 +54,7 @@ def answer_loss(model: PreTrainedModel | PeftModel, batch: Batch) -> Tensor:
 
 def _attention_mask(base: Any, batch: Batch) -> Tensor | None:
     if not batch["branched"]:
-        return cast("Tensor", batch["segments"] != PADDING)
+        return batch["segments"] != PADDING
     mask = branch_mask(batch, window=getattr(base.config, "sliding_window", None))
     if base.config._attn_implementation == "sdpa":
         return mask

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -60,7 +61,7 @@ class ScoreModule(L.LightningModule):
         """Score one batch."""
         assert self.model is not None, "configure_model has not run yet"
         scores = choice_log_likelihoods(self.model, batch)
-        parts = scores.split(batch["choices"].tolist())
+        parts = torch.split(scores, batch["choices"].tolist())
         for row, part in zip(batch["rows"].tolist(), parts, strict=True):
             self.log_likelihoods[row] = part.tolist()
 

@@ -1,0 +1,1 @@
+"""The search: gates, inner optimisers, hypergradient estimators, selection rules and the selection file."""

@@ -31,22 +31,28 @@ class SearchFiles(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._snapshot: dict[str, Any] | None = None
 
     @property
     def checkpoint(self) -> Path:
         """The newest checkpoint."""
         return self.folder / "checkpoints" / "last.pt"
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Continue where the newest checkpoint ends."""
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Read the newest checkpoint: its number of steps is needed before the loader exists."""
         if not self.checkpoint.is_file():
             return
-        module = cast("SearchModule", pl_module)
-        module.restore(torch.load(self.checkpoint, map_location=module.alpha.device, weights_only=True))
+        self._snapshot = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         data = getattr(trainer, "datamodule", None)
         assert isinstance(data, BilevelDataModule)
-        data.steps.start = module.outer_step
-        trainer.print(f"search: continuing after outer step {module.outer_step} of {module.outer_steps}")
+        data.steps.start = len(self._snapshot["history"])
+        trainer.print(f"search: continuing after outer step {data.steps.start} of {data.steps.total}")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Continue where the newest checkpoint ends, now that the optimiser exists."""
+        if self._snapshot is not None:
+            cast("SearchModule", pl_module).restore(self._snapshot)
+            self._snapshot = None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Keep the history up to date, and the state every few steps."""

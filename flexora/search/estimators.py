@@ -13,8 +13,8 @@ from flexora.errors import FlexoraError
 from flexora.search.inner import Tensors, global_norm
 
 if TYPE_CHECKING:
-    from flexora.data.bilevel import OuterBatch
     from flexora.data.batch import Batch
+    from flexora.data.bilevel import OuterBatch
     from flexora.search.problem import BilevelProblem
 
 #: Seeds of successive gradients lie this far apart, so that each micro-batch in between has a seed of its own.
@@ -69,9 +69,9 @@ class Unrolled(Estimator):
             lam, lam_g = pullback of theta_{t+1} = U_t(theta_t, g_t) at lam
             h, lam    += grad_{alpha, theta} <grad_theta L_train(theta_t, alpha), lam_g>
 
-    The product in the last line is a central difference, ``[grad L(theta_t + e lam_g) - grad L(theta_t - e lam_g)] / 2e``
-    with ``e = c / |lam_g|``. It runs the ordinary backward pass only, so any attention kernel, checkpointing and a
-    quantised base will do. Cost 3T + 1 gradients.
+    The product in the last line is a central difference,
+    ``[grad L(theta_t + e lam_g) - grad L(theta_t - e lam_g)] / 2e`` with ``e = c / |lam_g|``. It runs the ordinary
+    backward pass only, so any attention kernel and activation checkpointing will do. Cost 3T + 1 gradients.
 
     Args:
         relative_step: The length c of the step in parameter space. By default 1e-2; 1e-1 where the model computes in

@@ -69,7 +69,9 @@ class Gates:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         for name, _ in named:
             if ".lora_A." not in name and ".lora_B." not in name:
-                raise FlexoraError(f"search: {name} is neither LoRA's A nor B; search needs plain LoRA (no DoRA, no bias)")
+                raise FlexoraError(
+                    f"search: {name} is neither LoRA's A nor B; search needs plain LoRA (no DoRA, no bias)"
+                )
         self.theta: list[torch.nn.Parameter] = [parameter for _, parameter in named]
         self.num_layers = num_layers
         index = {id(parameter): place for place, parameter in enumerate(self.theta)}

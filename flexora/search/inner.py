@@ -53,9 +53,7 @@ class InnerOptimizer(ABC):
         self, theta: Sequence[Tensor], gradients: Sequence[Tensor], state: InnerState
     ) -> tuple[Tensors, InnerState]:
         """One step: new parameters and new state."""
-        stepped = [
-            self.rule(t, g, b, state.step + 1) for t, g, b in zip(theta, gradients, state.buffers, strict=True)
-        ]
+        stepped = [self.rule(t, g, b, state.step + 1) for t, g, b in zip(theta, gradients, state.buffers, strict=True)]
         return [t for t, _ in stepped], InnerState(state.step + 1, [b for _, b in stepped])
 
     def pullback(
@@ -202,9 +200,12 @@ class ClipByNorm:
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all entries together, a scalar."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]))
+    norms: list[Tensor] = [torch.linalg.vector_norm(tensor) for tensor in tensors]
+    whole: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return whole
 
 
 def inner_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """Sum of the products of all entries, a scalar."""
-    return torch.stack([torch.sum(a * b) for a, b in zip(left, right, strict=True)]).sum()
+    products: list[Tensor] = [torch.sum(a * b) for a, b in zip(left, right, strict=True)]
+    return torch.stack(products).sum()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
@@ -119,7 +119,9 @@ class SearchModule(L.LightningModule):
         base = self.backbone.load_model()
         self.architecture = describe(base.config)
         family, layers = self.architecture.family, self.architecture.num_layers
-        everything = resolve_selection("all", self.architecture.name, layers, family.expand(self.adapter.target_modules))
+        everything = resolve_selection(
+            "all", self.architecture.name, layers, family.expand(self.adapter.target_modules)
+        )
         self.model = attach(base, self.adapter, everything, family)
         self.projections = everything.targets[0]
         self.layer_parameters = trainable_parameters(self.model) // layers
@@ -147,7 +149,7 @@ class SearchModule(L.LightningModule):
         return len(self.history)
 
     def on_train_start(self) -> None:
-        """Move the inner state to the device of the parameters, where a checkpoint brought it from elsewhere."""
+        """Bring the inner optimiser's buffers to the device: they were made before the model moved there."""
         problem = self._problem
         device = self.alpha.device
         problem.state = InnerState(problem.state.step, [[b.to(device) for b in bs] for bs in problem.state.buffers])
@@ -254,7 +256,7 @@ class SearchModule(L.LightningModule):
                 revision=self.backbone.revision,
             ),
             layers=layers,
-            targets={layer: self.projections for layer in layers},
+            targets=dict.fromkeys(layers, self.projections),
             alpha=alpha,
             gates=gates_of(torch.tensor(alpha, dtype=torch.float64)).tolist(),
             rule=self.rule.describe(),
@@ -287,7 +289,7 @@ class SearchModule(L.LightningModule):
             return None
         rows = data.rows
         return SelectionData(
-            name=rows.name,
+            name=rows.benchmark_name,
             fingerprint=rows.fingerprint,
             train_rows=len(rows.train_set),
             validation_rows=len(rows.validation_set),

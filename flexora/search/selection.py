@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from flexora.backbone.families import family_of
 from flexora.errors import FlexoraError
 from flexora.files import write_atomically
 
@@ -121,7 +122,9 @@ class Selection(_Part):
         try:
             text = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise FlexoraError(f"cannot read the selection {path}: {error}; name a selection.json that exists") from error
+            raise FlexoraError(
+                f"cannot read the selection {path}: {error}; name a selection.json that exists"
+            ) from error
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -161,7 +164,9 @@ def parse_layers(text: str, num_layers: int) -> list[int]:
         if last < first:
             raise FlexoraError(f"selection {text!r}: the range {part.strip()} runs backwards; write {last}-{first}")
         if last >= num_layers:
-            raise FlexoraError(f"selection {text!r}: layer {last} is out of range; the model has layers 0 to {num_layers - 1}")
+            raise FlexoraError(
+                f"selection {text!r}: layer {last} is out of range; the model has layers 0 to {num_layers - 1}"
+            )
         layers.update(range(first, last + 1))
     return sorted(layers)
 
@@ -179,7 +184,13 @@ def resolve_selection(text: str, architecture: str, num_layers: int, projections
         FlexoraError: If the text cannot be read or does not fit the model.
     """
     if text.endswith(".json") or Path(text).is_file():
-        return Selection.read(Path(text)).require(architecture, num_layers, text)
+        selection = Selection.read(Path(text)).require(architecture, num_layers, text)
+        for names in selection.targets.values():
+            try:
+                family_of(architecture).expand(names)
+            except FlexoraError as error:
+                raise FlexoraError(f"{text}: {error}") from error
+        return selection
     layers = parse_layers(text, num_layers)
     return Selection(
         base=SelectionBase(architecture=architecture, num_layers=num_layers),

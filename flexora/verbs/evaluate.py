@@ -33,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         FlexoraError: If the recipe, the data, an adapter or the folder does not allow it.
     """
     recipe = Recipe("evaluate", _long_form(arguments))
+    recipe.require_precision("evaluate")
     folder = recipe.folder
     arms = recipe.sections["evaluate"]["arms"]
     adapters = {arm: _adapter(folder, arm) for arm in arms}
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         data = cli.datamodule
         results = Results(
-            benchmark=data.name,
+            benchmark=data.benchmark_name,
             split=data.reported_split,
             rows=len(data.reported_set),
             split_rows=data.reported_rows,

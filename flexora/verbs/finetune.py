@@ -25,6 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         FlexoraError: If the recipe, the selection, the data or the folder does not allow it.
     """
     recipe = Recipe("finetune", [_long_form(argument) for argument in arguments])
+    recipe.require_precision("finetune")
     folder, name = recipe.folder, recipe.sections["finetune"]["folder"]
     selection = _selection(recipe)
     settings = recipe.settings("finetune") | {"targets": selection.model_dump(mode="json")["targets"]}
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         last = place / "checkpoints" / "last.ckpt"
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(last) if last.is_file() else None)
         if not cli.trainer.state.finished or cli.trainer.interrupted:
-            raise FlexoraError("finetune: stopped before the end; the same command continues")
+            raise FlexoraError("stopped before the end; the same command continues")
         tuned = cast("FinetuneModule", cli.model)
         best = torch.load(checkpoints.best_model_path, map_location=tuned.device, weights_only=True)
         tuned.load_state_dict(best["state_dict"], strict=False)

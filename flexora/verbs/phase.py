@@ -15,6 +15,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from flexora.backbone.precision import Phase, require_precision
 from flexora.data.multiple_choice import MultipleChoiceDataModule
 from flexora.errors import FlexoraError
 from flexora.recipe import RecipeParser, one_line, recipe_parser
@@ -36,6 +37,15 @@ class PhaseParser(LightningArgumentParser):
             FlexoraError: Always.
         """
         raise FlexoraError(one_line(message)) from ex
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar without the logger's version, which says nothing here."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Losses alone."""
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
 
 
 class Recipe:
@@ -67,6 +77,14 @@ class Recipe:
     def trainer(self, phase: str) -> dict[str, Any]:
         """The trainer section with the phase's overrides."""
         return {**self.sections["trainer"], **self.sections[phase]["trainer"]}
+
+    def require_precision(self, phase: Phase) -> None:
+        """Refuse a precision before the Trainer sees it: on a CPU it quietly takes another.
+
+        Raises:
+            FlexoraError: If the phase cannot run in it.
+        """
+        require_precision(self.trainer(phase).get("precision"), phase)
 
     def settings(self, phase: str) -> dict[str, Any]:
         """The settings that decide a phase's result: what may not change between two runs into one folder."""
@@ -113,7 +131,7 @@ def lightning_cli(
             {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {**place, "version": version}}
             for name, version in (("CSVLogger", "csv"), ("TensorBoardLogger", "tensorboard"))
         ]
-    bars = [] if settings.get("enable_progress_bar") is False else [RichProgressBar(leave=True)]
+    bars = [] if settings.get("enable_progress_bar") is False else [ProgressBar(leave=True)]
     # LightningCLI must never see the verb's own command line: it would parse it once more.
     _silence()
     with _arguments_hidden():
@@ -149,6 +167,12 @@ def _silence() -> None:
     """Silence what Lightning and PEFT tell every user on every start."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    noise = (".*does not have many workers.*", ".*smaller than the logging interval.*", ".*LeafSpec.*", ".*loftq_config.*", ".*is_gradient_checkpointing.*")
+    noise = (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*LeafSpec.*",
+        ".*loftq_config.*",
+        ".*is_gradient_checkpointing.*",
+    )
     for message in noise:
         warnings.filterwarnings("ignore", message=message)

@@ -58,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         console.print(f"all done: {folder.root} holds the finished run", soft_wrap=True)
     for step in steps:
         if step not in waiting:
+            _require_same(recipe, step)  # once more: a search that was done again may have chosen other layers
             console.print(f"[bold]{step.name}[/bold]: done already")
             continue
         console.rule(f"[bold]{step.name}")
@@ -78,6 +79,8 @@ def _require_same(recipe: Recipe, step: Phase) -> None:
     if not recipe.folder.is_done(step.name):
         return
     settings = recipe.settings(step.verb)
+    if step.name == "finetune" and recipe.folder.selection.is_file() and settings["finetune"]["selection"] is None:
+        settings["targets"] = Selection.read(recipe.folder.selection).model_dump(mode="json")["targets"]
     if step.name == "lora":
         settings["finetune"] |= {"selection": "all", "folder": "lora"}
     if step.verb == "evaluate":
@@ -109,5 +112,3 @@ def _forwarded(process: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-

@@ -22,6 +22,7 @@ def main(arguments: Sequence[str]) -> int:
         FlexoraError: If the recipe, the data or the folder does not allow it.
     """
     recipe = Recipe("search", arguments)
+    recipe.require_precision("search")
     folder = recipe.folder
     with folder.locked():
         folder.start("search", recipe.settings("search"))
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         cli.trainer.fit(module, datamodule=data)
         if module.outer_step < module.outer_steps:
             raise FlexoraError(
-                f"search: stopped after outer step {module.outer_step} of {module.outer_steps}; the same command continues"
+                f"stopped after outer step {module.outer_step} of {module.outer_steps}; the same command continues"
             )
         selection = module.selection()
         selection.write(folder.selection)

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from flexora.backbone.gguf import PACKAGED_PREFIX, require_packaged
 from flexora.backbone.loading import Architecture, Backbone, describe
-from flexora.backbone.precision import Phase, require_precision
+from flexora.backbone.precision import Phase
 from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
 from flexora.recipe import recipe_parser
@@ -58,54 +58,43 @@ def problems(name: str) -> Iterator[str]:
 
 def _wrong_settings(sections: dict[str, Any]) -> Iterator[str]:
     """Parse the settings one by one: the parser itself stops at the first that is wrong."""
+    parse = recipe_parser("validate").parse_object
     data = sections.get("data")
     if data is None:
         yield "data: the recipe names no benchmark; add for instance data: {class_path: ArcEasy}"
     else:
-        yield from _attempt(lambda: recipe_parser("validate").parse_object({"data": data}))
+        yield from _attempt(parse, {"data": data})
     for name, section in sections.items():
         if name == "data":
             continue
-        single = isinstance(section, dict) and section
-        parts = [{name: {key: value}} for key, value in section.items()] if single else [{name: section}]
-        for part in parts:
+        settings = section.items() if isinstance(section, dict) else ()
+        for part in [{name: {key: value}} for key, value in settings] or [{name: section}]:
             # The benchmark is required, and a whole one keeps each setting's problem its own.
-            whole = {"data": {"class_path": "ArcEasy"}, **part}
-            yield from _attempt(lambda whole=whole: recipe_parser("validate").parse_object(whole))
+            yield from _attempt(parse, {"data": {"class_path": "ArcEasy"}, **part})
 
 
 def _wrong_references(path: Path) -> Iterator[str]:
     """Check what a well-formed recipe refers to: phases, precisions, files, layers."""
     recipe = Recipe("validate", ["--config", str(path)])
-    backbone = Backbone(**recipe.sections["backbone"])
-    found: list[Architecture | None] = []
-    yield from _attempt(lambda: found.append(_architecture(backbone)))
-    architectures = [architecture for architecture in found if architecture is not None]
+    architectures: list[Architecture] = []
+    found = list(_attempt(_find_architecture, Backbone(**recipe.sections["backbone"]), architectures))
     phases: tuple[tuple[Phase, type[Any], dict[str, Any]], ...] = (
         ("search", SearchModule, recipe.module("search")),
         ("finetune", FinetuneModule, recipe.module("finetune") | {"selection": "all"}),
         ("evaluate", ScoreModule, {"backbone": recipe.sections["backbone"]}),
     )
-    seen: set[str] = set()
     for phase, module_class, module in phases:
-        checks: list[Callable[[], object]] = [
-            lambda phase=phase: require_precision(recipe.trainer(phase).get("precision"), phase),
-            lambda phase=phase, module_class=module_class, module=module: _parse_phase(
-                recipe, phase, module_class, module, architectures
-            ),
-        ]
-        for check in checks:
-            for problem in _attempt(check):
-                if problem not in seen:  # the phases share data and backbone
-                    seen.add(problem)
-                    yield problem
+        found += _attempt(recipe.require_precision, phase)
+        found += _attempt(_check_phase, recipe, phase, module_class, module, architectures)
     for architecture in architectures:
-        yield from _attempt(lambda: _check_selection(recipe, architecture))
+        found += _attempt(_check_selection, recipe, architecture)
+    yield from dict.fromkeys(found)  # the phases share data and backbone, and so their problems
 
 
-def _parse_phase(
+def _check_phase(
     recipe: Recipe, phase: Phase, module_class: type[Any], module: dict[str, Any], architectures: list[Architecture]
 ) -> None:
+    """Build module and data of a phase, which load nothing yet, and ask them."""
     cli = lightning_cli(recipe, phase, module_class, module, {}, [], recipe.folder.root / phase, cli_class=_NoTrainer)
     cli.config_init["data"].check_source()
     if phase == "search":
@@ -120,24 +109,25 @@ def _check_selection(recipe: Recipe, architecture: Architecture) -> None:
 
 
 class _NoTrainer(LightningCLI):
-    """Builds module and data, which load nothing yet, but no trainer: its device may be elsewhere."""
+    """Builds no trainer: its device may be on another machine."""
 
     def instantiate_classes(self) -> None:
+        """Build module and data alone."""
         self.config_init = self.parser.instantiate_classes(self.config)
 
 
-def _architecture(backbone: Backbone) -> Architecture | None:
-    """Architecture of a model that lies on this machine; the hub is not asked."""
+def _find_architecture(backbone: Backbone, found: list[Architecture]) -> None:
+    """Add the architecture of a model that lies on this machine; the hub is not asked."""
     if backbone.model.startswith(PACKAGED_PREFIX):
-        if not require_packaged(backbone.model).is_dir():
-            return None  # fetched but not converted yet
-    elif not Path(backbone.resolve()).is_dir():
-        return None
-    return describe(backbone.load_config())
+        here = require_packaged(backbone.model).is_dir()  # or fetched but not converted yet
+    else:
+        here = Path(backbone.resolve()).is_dir()
+    if here:
+        found.append(describe(backbone.load_config()))
 
 
-def _attempt(check: Callable[[], object]) -> Iterator[str]:
+def _attempt(check: Callable[..., object], *arguments: object) -> Iterator[str]:
     try:
-        check()
+        check(*arguments)
     except FlexoraError as error:
         yield str(error)

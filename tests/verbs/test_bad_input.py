@@ -1,0 +1,182 @@
+"""Bad input: one line that names the thing and the remedy, status 2, nothing overwritten or lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flexora.cli import main
+from tests.tiny import arc_row, save_benchmark, write_jsonl
+
+Selection = dict[str, object]
+
+VALID: Selection = {
+    "base": {"architecture": "LlamaForCausalLM", "num_layers": 4},
+    "layers": [0, 2],
+    "targets": {"0": ["q_proj"], "2": ["q_proj"]},
+}
+
+
+def failing(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    """Run a verb that must refuse, and return its one line."""
+    capfd.readouterr()
+    assert main(arguments) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--search.foo=1"], "search.foo"),
+        (["--search.outer_steps=x"], "search.outer_steps"),
+        (["--search.outer_steps=0"], "search.outer_steps: 0 is too small"),
+        (["--search.estimator=Nope"], "search.estimator: .*Nope"),
+        (["--search.rule=TopK", "--search.rule.k=9"], "the model has 4"),
+        (["--search.rule=Budget", "--search.rule.parameters=5"], "one layer needs 224"),
+        (["--config=missing.yaml"], "missing.yaml"),
+        (["--data=Nope"], "data: "),
+        (["--data.source=/does/not/exist"], "/does/not/exist is not a folder"),
+        (["--data.max_length=4"], "which max_length 4 cannot hold"),
+        (["--data.train_rows=1000"], "has 48 train rows"),
+        (["--backbone.model=/does/not/exist"], "/does/not/exist does not exist"),
+        (["--trainer.precision=bf16-true"], "precision bf16-true is refused"),
+        (["--search.trainer.precision=16-mixed"], "precision 16-mixed is refused"),
+        (["--adapter.target_modules=[w_proj]"], "unknown projection 'w_proj'"),
+        (["--adapter.use_dora=true"], "no DoRA"),
+        (["--adapter.layers_to_transform=[1]"], "set by the selection"),
+    ],
+    ids=lambda value: value[-1][2:] if isinstance(value, list) else "",
+)
+def test_search_refuses(
+    flags: list[str], expected: str, recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    line = failing(["search", "--config", str(recipe()), *flags], capfd)
+    assert re.search(expected, line), line
+    assert not (tmp_path / "out" / "search" / "selection.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        ("0,9", "layer 9 is out of range; the model has layers 0 to 3"),
+        ("3-1", "runs backwards"),
+        ("first", "expected a selection.json"),
+        ("", "expected a selection.json"),
+        ("none.json", "cannot read the selection"),
+    ],
+)
+def test_finetune_refuses_lists(
+    selection: str, expected: str, recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in failing(["finetune", "--config", str(recipe()), f"--selection={selection}"], capfd)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"base": {"architecture": "GlmForCausalLM", "num_layers": 4}}, "was made for GlmForCausalLM"),
+        ({"base": {"architecture": "LlamaForCausalLM", "num_layers": 6}}, "with 6 layers"),
+        ({"layers": [2, 0]}, "must be sorted"),
+        ({"layers": [0, 4], "targets": {"0": ["q_proj"], "4": ["q_proj"]}}, "layer 4 is out of range"),
+        ({"layers": []}, "layers"),
+        ({"targets": {"0": ["q_proj"]}}, "exactly the chosen layers"),
+        ({"targets": {"0": [], "2": ["q_proj"]}}, "names no projection"),
+        ({"targets": {"0": ["nope_proj"], "2": ["q_proj"]}}, "nope_proj"),
+        ({"alpha": [0.0]}, "alpha has 1 entries for 4 layers"),
+        ({"alpha": ["x", 0, 0, 0]}, "alpha.0"),
+        ({"format_version": 2}, "format_version"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_finetune_refuses_files(
+    change: Selection, expected: str, recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "selection.json"
+    file.write_text(json.dumps(VALID | change))
+    line = failing(["finetune", "--config", str(recipe()), f"--selection={file}"], capfd)
+    assert expected in line
+    assert str(file) in line
+
+
+def test_finetune_without_a_selection(recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    assert "run flexora search first" in failing(["finetune", "--config", str(recipe())], capfd)
+
+
+def test_evaluate_without_an_adapter(recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    assert "lora has no adapter" in failing(["evaluate", "--config", str(recipe())], capfd)
+    assert "has no adapter" in failing(["evaluate", "--config", str(recipe()), "--adapter", "/does/not/exist"], capfd)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{broken", "line 49"),
+        ('["a", "list"]', "line 49: not a JSON object"),
+        (json.dumps({"id": "x", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}), "row 48"),
+        (json.dumps(arc_row(0, __import__("random").Random(0)) | {"answerKey": "Z"}), "row 48"),
+    ],
+    ids=["malformed", "list", "field", "answer"],
+)
+def test_a_bad_row_is_named(
+    line: str, expected: str, recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_benchmark(tmp_path / "rows")
+    with (folder / "train.jsonl").open("a") as file:
+        file.write(line + "\n")
+    assert expected in failing(["search", "--config", str(recipe()), f"--data.source={folder}"], capfd)
+
+
+def test_an_empty_data_file(recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = save_benchmark(tmp_path / "rows")
+    write_jsonl(folder / "train.jsonl", [])
+    assert "holds no row" in failing(["search", "--config", str(recipe()), f"--data.source={folder}"], capfd)
+
+
+def test_a_recipe_without_data(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("seed: 1\n")
+    assert "data" in failing(["search", "--config", str(file)], capfd)
+
+
+def test_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dance"]) == 2
+    assert "unknown verb 'dance'; known are run" in capsys.readouterr().err
+
+
+def test_validate_lists_all_problems_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(
+        "seed: x\noutputdir: y\nbackbone: {model: here, dtyp: float32}\nsearch: {outer_steps: a, inner_stepz: 1}\n"
+    )
+    assert main(["validate", str(file)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6
+    assert all(line.startswith(f"{file}: ") for line in lines)
+    for name in ("data", "seed", "outputdir", "dtyp", "search.outer_steps", "inner_stepz"):
+        assert sum(name in line for line in lines) == 1, name
+
+
+def test_validate_finds_wrong_references(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    file = recipe()
+    text = file.read_text().replace("finetune:\n", "finetune:\n  selection: 0-9\n")
+    text = text.replace("adapter: {r: 2,", "adapter: {target_modules: [q_proj], r: 2,")
+    file.write_text(
+        text.replace("devices: 1,", "devices: 1, precision: bf16-true,").replace("source: ", "source: /gone")
+    )
+    assert main(["validate", str(file)]) == 2
+    found = capsys.readouterr().err
+    assert "layer 9 is out of range" in found
+    assert found.count("bf16-true is refused") == 3
+    assert found.count("is not a folder") == 1
+
+
+def test_validate_accepts_a_good_recipe(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(recipe("glm"))]) == 0
+    assert capsys.readouterr().out.endswith(": ok\n")

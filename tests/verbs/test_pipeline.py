@@ -1,0 +1,169 @@
+"""Every verb through the real command line, on a tiny model of every family."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from flexora.cli import main
+from flexora.scoring.results import Results
+from flexora.search.selection import Selection
+from tests.tiny import FAMILIES
+
+#: LoRA parameters per layer at r 2 on q_proj (32 -> 32) and v_proj (32 -> 16) of the tiny models.
+PER_LAYER = 2 * (32 + 32) + 2 * (32 + 16)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_search_finetune_evaluate(family: str, recipe: Callable[..., Path], tmp_path: Path) -> None:
+    config, out = str(recipe(family)), tmp_path / "out"
+
+    assert main(["search", "--config", config]) == 0
+    selection = Selection.read(out / "search" / "selection.json")
+    assert selection.layers
+    assert selection.base.architecture == FAMILIES[family][1].__name__
+    assert selection.layers == [layer for layer, value in enumerate(selection.alpha or []) if value > 0]
+    with (out / "search" / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["outer_step"] for row in rows] == ["1", "2", "3"]
+    averaged = [sum(float(row[f"alpha_{layer}"]) for row in rows) / 3 for layer in range(4)]
+    assert selection.alpha == pytest.approx(averaged)
+
+    assert main(["finetune", "--config", config]) == 0
+    tensors = load_file(out / "finetune" / "adapter" / "adapter_model.safetensors")
+    assert sum(tensor.numel() for tensor in tensors.values()) == len(selection.layers) * PER_LAYER
+    assert {int(name.split("layers.")[1].split(".")[0]) for name in tensors} == set(selection.layers)
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+
+    assert main(["evaluate", "--config", config, "--evaluate.arms=[base,flexora]"]) == 0
+    results = Results.read(out / "evaluate" / "results.json")
+    assert [arm.name for arm in results.arms] == ["base", "flexora"]
+    assert results.rows == results.split_rows == 13
+    assert results.arms[1].trainable_parameters == len(selection.layers) * PER_LAYER
+    assert results.arms[1].adapted_layers == len(selection.layers)
+    assert (out / "report" / "report.html").is_file()
+
+
+def test_the_adapter_is_a_plain_peft_folder(
+    recipe: Callable[..., Path], tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    config, out = str(recipe()), tmp_path / "out"
+    assert main(["finetune", "--config", config, "--selection", "0,2-3"]) == 0
+
+    def base() -> torch.nn.Module:
+        return AutoModelForCausalLM.from_pretrained(tiny_models["llama"]).eval()
+
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        plain = base()(ids).logits
+        loaded = PeftModel.from_pretrained(base(), out / "finetune" / "adapter").eval()
+        adapted = loaded(ids).logits
+        checkpoint = torch.load(out / "finetune" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+        named = dict(loaded.named_parameters())
+        for name, value in checkpoint.items():  # the best checkpoint is what was saved
+            assert torch.equal(named[name.removeprefix("model.")], value)
+    assert len(checkpoint) == 3 * 2 * 2
+    assert not torch.equal(adapted, plain)
+
+
+def test_finetune_learns(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    arguments = ["finetune", "--config", str(recipe()), "--selection=all", "--finetune.trainer.max_epochs=6"]
+    assert main(arguments) == 0
+    with (tmp_path / "out" / "finetune" / "logs" / "csv" / "metrics.csv").open() as file:
+        losses = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_run_does_everything_and_a_second_run_says_so(
+    recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config, out = str(recipe()), tmp_path / "out"
+    assert main(["run", "--config", config]) == 0
+    table = capfd.readouterr().out
+    assert "flexora" in table
+    results = Results.read(out / "evaluate" / "results.json")
+    assert [arm.name for arm in results.arms] == ["base", "lora", "flexora"]
+    assert results.arms[1].trainable_parameters == 4 * PER_LAYER
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
+
+    assert main(["run", "--config", config]) == 0
+    assert "all done" in capfd.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == written
+
+    assert main(["run", "--config", config, "--search.inner_steps=5"]) == 2
+    assert "search.inner_steps 2 -> 5" in capfd.readouterr().err
+    assert main(["search", "--config", config]) == 2
+    assert "already holds a finished run" in capfd.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == written
+
+
+def test_an_interrupted_search_continues_to_the_same_bits(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    config, out = str(recipe()), tmp_path / "out"
+    long = ["--search.outer_steps=40", "--output_dir"]
+    command = [sys.executable, "-m", "flexora", "search", "--config", config, *long]
+    interrupted = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL)
+    history = out / "search" / "history.csv"
+    deadline = time.monotonic() + 120
+    while not (history.is_file() and len(history.read_text().splitlines()) > 5):
+        assert time.monotonic() < deadline, "the search did not start"
+        assert interrupted.poll() is None, "the search ended before it could be killed"
+        time.sleep(0.02)
+    interrupted.send_signal(signal.SIGKILL)
+    interrupted.wait()
+    assert not (out / "search" / "selection.json").exists()
+    kept = len(torch.load(out / "search" / "checkpoints" / "last.pt", weights_only=True)["history"])
+    assert 5 <= kept < 40
+
+    assert main(["search", "--config", config, *long, str(out)]) == 0
+    assert main(["search", "--config", config, *long, str(tmp_path / "straight")]) == 0
+    assert history.read_text() == (tmp_path / "straight" / "search" / "history.csv").read_text()
+
+
+def test_help_is_instant_and_complete() -> None:
+    code = (
+        "import sys, time; t = time.perf_counter(); import flexora.cli; flexora.cli.main(['--help']); "
+        "heavy = {'torch', 'lightning', 'transformers', 'peft', 'datasets'} & set(sys.modules); print(heavy)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "set()"
+    assert "validate" in shown
+
+
+def test_print_config_resolves_the_recipe(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "--config", str(recipe()), "--search.outer_steps", "7", "--print_config"]) == 0
+    shown = capsys.readouterr().out
+    assert "outer_steps: 7" in shown
+    assert "max_length: 64" in shown
+    assert "use_rslora: false" in shown
+
+
+def test_a_lock_keeps_a_second_process_out(
+    recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flexora.runfolder import RunFolder
+
+    with RunFolder(tmp_path / "out").locked():
+        assert main(["search", "--config", str(recipe())]) == 2
+    assert "another process works in" in capsys.readouterr().err
+
+
+def test_done_marks_hold_the_settings(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    assert main(["finetune", "--config", str(recipe()), "--selection=1"]) == 0
+    done = json.loads((tmp_path / "out" / "finetune" / "done.json").read_text())
+    assert done["targets"] == {"1": ["q_proj", "v_proj"]}
+    assert done["seed"] == 3
+    assert os.listdir(tmp_path / "out" / "finetune" / "adapter")
