@@ -1,0 +1,34 @@
+# make demo: the whole method on a real model and a real benchmark.  make test: everything CI runs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-fast lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/flexora fetch demo
+	$(BIN)/flexora run --config recipes/demo.yaml
+
+test: lint
+	$(BIN)/flexora fetch demo
+	$(BIN)/flexora validate recipes/demo.yaml $(wildcard recipes/*/*/*.yaml)
+	$(BIN)/pytest --durations=10
+
+# The tests that need no packaged model.
+test-fast: $(VENV)/installed
+	$(BIN)/pytest -m "not slow"
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check flexora tests
+	$(BIN)/ruff format --check flexora tests
+	$(BIN)/mypy
+
+# Both files decide what is installed; the mark is made last, so that a broken install is done again.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("flexora needs Python 3.11 or newer: make PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,53 @@
+"""Every recipe that ships is parsed whole, documented, and survives being copied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flexora.cli import main
+from flexora.recipes import all_recipes, find_recipe, load_sections
+from flexora.verbs.phase import Recipe
+
+RECIPES = [recipe.name for recipe in all_recipes()]
+
+
+def test_every_file_is_listed() -> None:
+    root = Path(__file__).parents[2] / "recipes"
+    files = [path for path in root.rglob("*.yaml") if "_shared" not in path.parts]
+    assert len(RECIPES) == len(files) >= 5
+    assert {name.split("/")[0] for name in RECIPES} >= {"demo", "llama", "mistral", "glm"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_parses_and_says_what_it_needs(name: str) -> None:
+    path = find_recipe(name).path
+    parsed = Recipe("run", ["--config", str(path)])
+    written = load_sections(path)
+    assert parsed.sections["search"]["outer_steps"] == written["search"]["outer_steps"]
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    for word in ("Needs:", "Start: flexora run --config recipes/", "Reached:"):
+        assert any(word in line for line in head), word
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_copy_is_one_file_with_the_same_settings(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes", "cp", name, "mine.yaml"]) == 0
+    original = Recipe("run", ["--config", str(find_recipe(name).path)]).sections
+    assert Recipe("run", ["--config", "mine.yaml"]).sections == original
+    assert main(["recipes", "cp", name, "mine.yaml"]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_ls_and_show(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "ls"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in RECIPES)
+    assert main(["recipes", "show", "demo"]) == 0
+    assert capsys.readouterr().out == find_recipe("demo").path.read_text()
+    assert main(["recipes", "show", "nope"]) == 2
+    assert "no recipe is named nope" in capsys.readouterr().err
