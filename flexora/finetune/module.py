@@ -12,8 +12,8 @@ from torchmetrics import MeanMetric
 from transformers import get_cosine_schedule_with_warmup
 
 from flexora.backbone.adapters import attach
+from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone, describe
-from flexora.backbone.precision import require_precision
 from flexora.errors import FlexoraError
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.selection import resolve_selection
@@ -82,7 +82,7 @@ class FinetuneModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse precisions that would round the adapter."""
-        require_precision(self.trainer.precision, "finetune")
+        require_trainer(self.trainer, "finetune")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the adapter, warm-up and cosine over all optimiser steps."""

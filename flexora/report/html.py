@@ -16,10 +16,14 @@ from flexora.scoring.results import Results
 from flexora.search.selection import Selection
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, title: str | None = None) -> Path:
     """Write ``report/report.html`` into the run's folder, with its pictures beside it and embedded in it.
 
     Parts that the run does not have yet are left out.
+
+    Args:
+        run_dir: The run's folder.
+        title: Heading of the page; model and benchmark by default.
 
     Returns:
         The path of the report.
@@ -40,8 +44,7 @@ def write_report(run_dir: Path) -> Path:
         lstrip_blocks=True,
     )
     page = environment.get_template("report.html.j2").render(
-        model=model,
-        benchmark=benchmark,
+        title=title or " · ".join(filter(None, (model, benchmark))),
         summary=summary.summary(run),
         caveats=summary.caveats(run),
         results_title=cells.results_title(run.results) if run.results else None,

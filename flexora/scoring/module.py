@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone
-from flexora.backbone.precision import require_precision
 from flexora.errors import FlexoraError
 from flexora.scoring.accuracy import RowScore
 from flexora.scoring.likelihood import choice_log_likelihoods
@@ -53,9 +53,7 @@ class ScoreModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what would round the adapter or count rows twice."""
-        require_precision(self.trainer.precision, "evaluate")
-        if self.trainer.world_size > 1:
-            raise FlexoraError("evaluate: scoring runs on one device so far; set evaluate.trainer.devices to 1")
+        require_trainer(self.trainer, "evaluate")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Score one batch."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,9 +12,10 @@ from lightning.pytorch.callbacks import Callback
 
 from flexora.data.bilevel import BilevelDataModule
 from flexora.files import write_atomically
+from flexora.search.history import write_history
 
 if TYPE_CHECKING:
-    from flexora.search.module import HistoryRow, SearchModule
+    from flexora.search.module import SearchModule
 
 
 class SearchFiles(Callback):
@@ -62,15 +62,3 @@ class SearchFiles(Callback):
             buffer = io.BytesIO()
             torch.save(module.snapshot(), buffer)
             write_atomically(self.checkpoint, buffer.getvalue())
-
-
-def write_history(path: Path, history: list[HistoryRow]) -> Path:
-    """Write one line per outer step: step, losses, norm of the hypergradient, and alpha of every layer."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    layers = range(len(history[0].alpha))
-    header = ["outer_step", "train_loss", "validation_loss", "hypergradient_norm"]
-    writer.writerow([*header, *(f"alpha_{layer}" for layer in layers)])
-    for row in history:
-        writer.writerow([row.outer_step, row.train_loss, row.validation_loss, row.hypergradient_norm, *row.alpha])
-    return write_atomically(path, text.getvalue())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -12,13 +12,14 @@ from peft import LoraConfig
 from torch import nn
 
 from flexora.backbone.adapters import attach, trainable_parameters
+from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone, describe
-from flexora.backbone.precision import require_precision
 from flexora.data.bilevel import BilevelDataModule, OuterBatch
 from flexora.errors import FlexoraError
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.estimators import Estimator, OuterStep, Unrolled
 from flexora.search.gates import Gates, gates_of
+from flexora.search.history import HistoryRow, averaged_alpha, choice_frequency
 from flexora.search.inner import AdamW, ClipByNorm, InnerOptimizer, InnerState
 from flexora.search.problem import BilevelProblem
 from flexora.search.rules import Positive, SelectionRule
@@ -26,17 +27,6 @@ from flexora.search.selection import Selection, SelectionBase, SelectionData, St
 
 #: Dropout seeds of successive outer steps lie this far apart.
 OUTER_SEED_STRIDE = 1_000_000
-
-
-@dataclass(frozen=True)
-class HistoryRow:
-    """One outer step: losses in nats, Euclidean norm of the hypergradient, and alpha after the step."""
-
-    outer_step: int
-    train_loss: float
-    validation_loss: float
-    hypergradient_norm: float
-    alpha: list[float]
 
 
 class SearchModule(L.LightningModule):
@@ -136,12 +126,7 @@ class SearchModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what the search cannot do exactly."""
-        require_precision(self.trainer.precision, "search")
-        if self.trainer.world_size > 1:
-            raise FlexoraError(
-                f"search.trainer.devices: the search runs on one device so far, {self.trainer.world_size} were given; "
-                "set search.trainer.devices to 1"
-            )
+        require_trainer(self.trainer, "search")
 
     @property
     def outer_step(self) -> int:
@@ -160,10 +145,8 @@ class SearchModule(L.LightningModule):
         seed = self.seed * OUTER_SEED_STRIDE * 1_000 + self.outer_step * OUTER_SEED_STRIDE
         step = self.estimator(problem, batch, seed)
         self._require_finite(step)
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
         self.alpha.grad = step.hypergradient.to(self.alpha.dtype)
-        optimizer.step()
+        self._outer_optimizer.step()
         self.history.append(
             HistoryRow(
                 outer_step=self.outer_step + 1,
@@ -191,6 +174,12 @@ class SearchModule(L.LightningModule):
         assert self.problem is not None, "configure_model has not run yet"
         return self.problem
 
+    @property
+    def _outer_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
+
     def _require_finite(self, step: OuterStep) -> None:
         values = {"training loss": step.train_loss, "validation loss": step.validation_loss}
         values["hypergradient"] = float(step.hypergradient.abs().sum())
@@ -204,14 +193,12 @@ class SearchModule(L.LightningModule):
     def snapshot(self) -> dict[str, Any]:
         """Everything that the next outer step depends on; the frozen base model is not part of it."""
         problem = self._problem
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
         return {
             "alpha": self.alpha.detach(),
             "theta": [parameter.detach() for parameter in problem.theta],
             "inner_step": problem.state.step,
             "inner_buffers": problem.state.buffers,
-            "outer_optimizer": optimizer.state_dict(),
+            "outer_optimizer": self._outer_optimizer.state_dict(),
             "history": [asdict(row) for row in self.history],
         }
 
@@ -222,15 +209,8 @@ class SearchModule(L.LightningModule):
             self.alpha.copy_(snapshot["alpha"])
         problem.move(snapshot["theta"])
         problem.state = InnerState(snapshot["inner_step"], snapshot["inner_buffers"])
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        optimizer.load_state_dict(snapshot["outer_optimizer"])
+        self._outer_optimizer.load_state_dict(snapshot["outer_optimizer"])
         self.history = [HistoryRow(**row) for row in snapshot["history"]]
-
-    def averaged_alpha(self) -> list[float]:
-        """Alpha averaged over the last ``average_last`` outer steps."""
-        last = torch.tensor([row.alpha for row in self.history[-self.average_last :]], dtype=torch.float64)
-        return [float(value) for value in last.mean(0)]
 
     def selection(self) -> Selection:
         """The chosen layers with all that is known about the choice.
@@ -240,13 +220,10 @@ class SearchModule(L.LightningModule):
         """
         if not self.history:
             raise FlexoraError("search: no outer step was made, so there is nothing to select from; run the search")
-        alpha = self.averaged_alpha()
-        layers = self.rule(alpha, self.layer_parameters)
         last = self.history[-self.average_last :]
-        counts = [0] * len(alpha)
-        for row in last:
-            for layer in self.rule(row.alpha, self.layer_parameters):
-                counts[layer] += 1
+        alpha = averaged_alpha(last)
+        layers = self.rule(alpha, self.layer_parameters)
+        frequency = choice_frequency(last, self.rule, self.layer_parameters)
         packages = ("flexora", "torch", "lightning", "transformers", "peft", "datasets")
         return Selection(
             base=SelectionBase(
@@ -260,7 +237,7 @@ class SearchModule(L.LightningModule):
             alpha=alpha,
             gates=gates_of(torch.tensor(alpha, dtype=torch.float64)).tolist(),
             rule=self.rule.describe(),
-            stability=Stability(last_steps=len(last), frequency=[count / len(last) for count in counts]),
+            stability=Stability(last_steps=len(last), frequency=frequency),
             search=self._settings(),
             data=self._data(),
             seed=self.seed,

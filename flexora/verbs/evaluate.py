@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         results.write(folder.results)
         folder.finish("evaluate", settings)
-        write_report(folder.root)
+        write_report(folder.root, recipe.sections["report"]["title"])
     Console().print(results_table(results))
     return 0
 

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         tuned.load_state_dict(best["state_dict"], strict=False)
         tuned.peft_model.save_pretrained(place / "adapter")
         folder.finish(name, settings)
-        write_report(folder.root)
+        write_report(folder.root, recipe.sections["report"]["title"])
     parameters = trainable_parameters(tuned.peft_model)
     Console().print(
         f"{len(selection.layers)} layers, {parameters:,} trainable parameters; adapter in {place / 'adapter'}",

@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from flexora.backbone.precision import Phase, require_precision
+from flexora.backbone.limits import Phase, require_precision, require_trainer
 from flexora.data.multiple_choice import MultipleChoiceDataModule
 from flexora.errors import FlexoraError
 from flexora.recipe import RecipeParser, one_line, recipe_parser
@@ -104,7 +104,7 @@ class Recipe:
 
 def lightning_cli(
     recipe: Recipe,
-    phase: str,
+    phase: Phase,
     module_class: type[L.LightningModule],
     module: dict[str, Any],
     trainer: dict[str, Any],
@@ -135,7 +135,7 @@ def lightning_cli(
     # LightningCLI must never see the verb's own command line: it would parse it once more.
     _silence()
     with _arguments_hidden():
-        return cli_class(
+        cli = cli_class(
             module_class,
             MultipleChoiceDataModule,
             subclass_mode_data=True,
@@ -152,6 +152,9 @@ def lightning_cli(
             run=False,
             auto_configure_optimizers=False,
         )
+    if hasattr(cli, "trainer"):
+        require_trainer(cli.trainer, phase)  # before Lightning starts a process for each device
+    return cli
 
 
 @contextmanager

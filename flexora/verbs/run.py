@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         if status:
             console.print(f"{step.name} stopped with status {status}; the same command continues", soft_wrap=True)
             return status
-    report = write_report(folder.root)
+    report = write_report(folder.root, recipe.sections["report"]["title"])
     console.rule("[bold]result")
     if not waiting:
         console.print(gate_bars(Selection.read(folder.selection)))

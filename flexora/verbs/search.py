@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         selection = module.selection()
         selection.write(folder.selection)
         folder.finish("search", recipe.settings("search"))
-        write_report(folder.root)
+        write_report(folder.root, recipe.sections["report"]["title"])
     console = Console()
     console.print(gate_bars(selection))
     console.print(f"{len(selection.layers)} of {selection.num_layers} layers chosen: {selection.layers}")

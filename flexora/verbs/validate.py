@@ -11,8 +11,8 @@ from typing import Any
 from lightning.pytorch.cli import LightningCLI
 
 from flexora.backbone.gguf import PACKAGED_PREFIX, require_packaged
+from flexora.backbone.limits import Phase
 from flexora.backbone.loading import Architecture, Backbone, describe
-from flexora.backbone.precision import Phase
 from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
 from flexora.recipe import recipe_parser

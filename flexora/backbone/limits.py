@@ -1,10 +1,13 @@
-"""Which of Lightning's precisions keep LoRA and alpha in float32."""
+"""What a phase asks of the Trainer: a precision that keeps LoRA and alpha in float32, and one device so far."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from flexora.errors import FlexoraError
+
+if TYPE_CHECKING:
+    import lightning as L
 
 Phase = Literal["search", "finetune", "evaluate"]
 
@@ -35,4 +38,17 @@ def require_precision(precision: str | int | None, phase: Phase) -> None:
         raise FlexoraError(
             f"{phase}: trainer.precision {precision} is refused: the adapter must stay in float32 and the search takes "
             f"no float16; use {' or '.join(allowed[:-1])}, and backbone.dtype for the frozen weights"
+        )
+
+
+def require_trainer(trainer: L.Trainer, phase: Phase) -> None:
+    """Refuse a Trainer that would round the adapter, or that has several devices, which no phase handles yet.
+
+    Raises:
+        FlexoraError: If the phase cannot run on it.
+    """
+    require_precision(trainer.precision, phase)
+    if trainer.world_size > 1:
+        raise FlexoraError(
+            f"{phase}: runs on one device so far, but trainer.devices gives {trainer.world_size}; set it to 1"
         )

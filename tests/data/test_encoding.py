@@ -1,0 +1,133 @@
+"""Token borders against lm-evaluation-harness, cuts on the left, and the questions that cannot be encoded."""
+
+from __future__ import annotations
+
+import random
+import re
+from itertools import pairwise
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from flexora.data.encoding import encode
+from flexora.data.question import Question
+from tests.tiny import byte_tokenizer
+
+
+def merging_tokenizer(*merges: str, begin: bool = False) -> PreTrainedTokenizerFast:
+    """Merges reach across spaces, and so across the border of context and continuation; ``begin`` adds ``<s>``."""
+    pieces = ["<s>", "</s>", *"abcĠ:", *(merge.replace(" ", "") for merge in merges)]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(merge.split()) for merge in merges]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    if begin:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def harness_pair(context: str, continuation: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What lm-evaluation-harness 0.4 does: ``TemplateLM.loglikelihood`` and ``_encode_pair`` for causal models."""
+    if context == "":
+        return [tokenizer.bos_token_id], tokenizer.encode(continuation, add_special_tokens=False)
+    n_spaces = len(context) - len(context.rstrip())
+    if n_spaces > 0:
+        continuation = context[-n_spaces:] + continuation
+        context = context[:-n_spaces]
+    whole_enc = tokenizer.encode(context + continuation)
+    context_enc_len = len(tokenizer.encode(context))
+    return whole_enc[:context_enc_len], whole_enc[context_enc_len:]
+
+
+def pair_of(context: str, *continuations: str) -> Question:
+    return Question(tuple((context, continuation) for continuation in continuations), answer=0)
+
+
+@pytest.mark.parametrize("begin", [False, True], ids=["plain", "bos"])
+@pytest.mark.parametrize("merges", [(), ("a b", "c Ġ"), ("Ġ a", "Ġa b", "b c", ": Ġ", "c c")], ids=len)
+def test_borders_equal_the_harness(merges: tuple[str, ...], begin: bool) -> None:
+    tokenizer = merging_tokenizer(*merges, begin=begin)
+    rng = random.Random(0)
+    compared = 0
+    for _ in range(400):
+        context = rng.choice(["", "".join(rng.choices("abc :", k=rng.randint(1, 7)))])
+        if context and not context.strip():
+            continue  # the harness then scores a first token that nothing precedes
+        continuations = ["".join(rng.choices("abc ", k=rng.randint(0, 3))) + rng.choice("abc") for _ in range(2)]
+        expected = [harness_pair(context, continuation, tokenizer) for continuation in continuations]
+        question = pair_of(context, *continuations)
+        if not all(scored for _, scored in expected):
+            with pytest.raises(ValueError, match=r"choice \d "):
+                encode(question, tokenizer, 64)
+            continue
+        encoded = encode(question, tokenizer, 64)
+        found = [(ids[:s], ids[s:]) for ids, s in zip(encoded["sequences"], encoded["starts"], strict=True)]
+        assert found == expected, question
+        compared += 1
+    assert compared > 200
+
+
+@pytest.mark.parametrize(
+    ("merges", "context"),
+    [(("b c",), "ab"), (("b c", "a bc"), "ab")],
+    ids=["as long as its context", "shorter than its context"],
+)
+def test_a_continuation_that_is_merged_away_is_refused(merges: tuple[str, ...], context: str) -> None:
+    with pytest.raises(ValueError, match="choice 1 adds no token"):
+        encode(pair_of(context, "a", "c"), merging_tokenizer(*merges), 64)
+
+
+def test_spaces_at_the_end_of_a_context_move_to_the_continuation() -> None:
+    tokenizer = byte_tokenizer()
+    encoded = encode(pair_of("Answer:  ", "yes", " no"), tokenizer, 64)
+    scored = [tokenizer.decode(ids[s:]) for ids, s in zip(encoded["sequences"], encoded["starts"], strict=True)]
+    assert scored == ["  yes", "   no"]
+    assert encoded["chars"] == [3, 2]
+
+
+@pytest.mark.parametrize("context", ["", "  "])
+@pytest.mark.parametrize(("bos", "first"), [("<bos>", 256), (None, 257)], ids=["bos", "eos alone"])
+def test_one_token_stands_before_an_answer_without_context(context: str, bos: str | None, first: int) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = bos
+    encoded = encode(pair_of(context, "yes", "no"), tokenizer, 64)
+    assert encoded["starts"] == [1, 1]
+    assert [ids[0] for ids in encoded["sequences"]] == [first, first]
+    assert [tokenizer.decode(ids[1:]) for ids in encoded["sequences"]] == [f"{context}yes", f"{context}no"]
+
+
+def test_prompts_are_cut_on_the_left_and_answers_never() -> None:
+    tokenizer = byte_tokenizer()
+    question = pair_of("0123456789", " four", " eleven more")
+    whole = encode(question, tokenizer, 64)
+    longest = len(" eleven more")
+    for max_length in range(longest + 1, 24):
+        cut = encode(question, tokenizer, max_length)
+        for ids, start, full, border in zip(
+            cut["sequences"], cut["starts"], whole["sequences"], whole["starts"], strict=True
+        ):
+            assert ids == full[-max_length:]
+            assert ids[start:] == full[border:]
+            assert start >= 1
+        assert cut["chars"] == whole["chars"]
+    with pytest.raises(ValueError, match=re.escape(f"choice 1 has {longest} tokens, which max_length {longest} ")):
+        encode(question, tokenizer, longest)
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n"])
+def test_an_empty_continuation_is_refused(empty: str) -> None:
+    with pytest.raises(ValueError, match="choice 2 is empty"):
+        pair_of("context", " a", " b", empty)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "answer", "expected"),
+    [
+        ((("c", " a"),), 0, "at least two choices, this one has 1"),
+        (tuple(pairwise("cab")), 2, "answer 2 is out of range for 2 choices"),
+        (tuple(pairwise("cab")), -1, "answer -1 is out of range"),
+    ],
+)
+def test_questions_that_are_none(pairs: tuple[tuple[str, str], ...], answer: int, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        Question(pairs, answer)
