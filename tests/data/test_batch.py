@@ -63,7 +63,6 @@ def _read_back(batch: Batch) -> list[tuple[list[int], list[int]]]:
         ids, segments = batch["input_ids"][row], batch["segments"][row]
         assert ((ids == 99) == (segments == PADDING)).all()
         for segment in range(1, count + 1):
-            # Training rows have one choice, which is not split into prompt and answer by its tokens alone.
             own = (segments == PREFIX) | (segments == segment)
             places = own.nonzero().flatten()
             assert batch["position_ids"][row][own].tolist() == list(range(len(places)))

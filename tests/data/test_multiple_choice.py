@@ -1,0 +1,153 @@
+"""The base of the benchmarks: splits that never overlap, encodings that are cached, loaders that cover all rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+import flexora.data.multiple_choice as module
+from flexora.backbone.loading import Backbone
+from flexora.data.arc import ArcEasy
+from flexora.errors import FlexoraError
+from tests.tiny import byte_tokenizer, write_jsonl
+
+Make = Any
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_models: dict[str, Path]) -> Make:
+    """A data module over 30 train and 11 test rows whose questions all differ."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for split, count in (("train", 30), ("test", 11)):
+        rows = [
+            {
+                "id": f"{number}",
+                "question": f"{split} {number}{'?' * (number % 7)}",
+                "choices": {
+                    "text": ["yes", "no", "maybe"][: 2 + number % 2],
+                    "label": ["A", "B", "C"][: 2 + number % 2],
+                },
+                "answerKey": "AB"[number % 2],
+            }
+            for number in range(count)
+        ]
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+
+    def build(**settings: Any) -> ArcEasy:
+        settings = {"validation_rows": 8, "max_length": 64, **settings}
+        return ArcEasy(Backbone(str(tiny_models["llama"])), str(tmp_path), **settings)
+
+    return build
+
+
+def questions(rows: Any) -> list[str]:
+    tokenizer = byte_tokenizer()
+    return [tokenizer.decode(ids[0][: start[0]]) for ids, start in zip(rows["sequences"], rows["starts"], strict=True)]
+
+
+def parts(data: ArcEasy) -> tuple[list[str], list[str], list[str]]:
+    return questions(data.train_set), questions(data.validation_set), questions(data.reported_set)
+
+
+def test_splits_are_disjoint_and_complete(make: Make) -> None:
+    train, validation, reported = parts(make())
+    assert (len(train), len(validation), len(reported)) == (22, 8, 11)
+    assert sorted(train + validation) == sorted(
+        f"Question: train {number}{'?' * (number % 7)}\nAnswer:" for number in range(30)
+    )
+    assert all(text.startswith("Question: test ") for text in reported)
+    assert len({*train, *validation, *reported}) == 41
+
+
+def test_splits_follow_split_seed_and_not_seed(make: Make) -> None:
+    first = parts(make(evaluate_rows=5))
+    assert parts(make(evaluate_rows=5, seed=9)) == first
+    other = parts(make(evaluate_rows=5, split_seed=1))
+    assert all(set(mine) != set(theirs) for mine, theirs in zip(first, other, strict=True))
+
+
+def test_row_limits_cut_the_same_splits(make: Make) -> None:
+    train, validation, reported = parts(make())
+    few_train, few_validation, few_reported = parts(make(train_rows=5, evaluate_rows=4))
+    assert few_train == train[:5]
+    assert few_validation == validation
+    assert [text for text in reported if text in few_reported] == few_reported  # in the source's order
+    assert make(evaluate_rows=4).reported_rows == 11
+    assert len(make(evaluate_rows=400).reported_set) == 11
+
+
+@pytest.mark.parametrize("settings", [{"validation_rows": 30}, {"train_rows": 23}])
+def test_more_rows_than_there_are(make: Make, settings: dict[str, int]) -> None:
+    with pytest.raises(FlexoraError, match="has 30 train rows, but .* need 31"):
+        _ = make(**settings).train_set
+
+
+@pytest.mark.parametrize(
+    "name", ["batch_size", "evaluate_batch_size", "validation_rows", "train_rows", "evaluate_rows", "max_length"]
+)
+def test_counts_below_one_are_refused(make: Make, name: str) -> None:
+    with pytest.raises(FlexoraError, match=rf"data\.{name}: 0 is too small"):
+        make(**{name: 0})
+
+
+def test_rows_are_encoded_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder is watched: a second data module, also one whose tokenizer has padded and cut, asks the cache."""
+    calls: list[int] = []
+    encode = module.encode
+
+    def watched(*args: Any) -> Any:
+        calls.append(1)
+        return encode(*args)
+
+    monkeypatch.setattr(module, "encode", watched)
+    first = make()
+    rows = first.rows("train")
+    assert len(calls) == 30
+    used = make(seed=7, batch_size=3)
+    used.tokenizer(["a", "abc"], padding=True, truncation=True, max_length=2)
+    for again in (make(), used):
+        encoded = again.rows("train")
+        assert encoded._fingerprint == rows._fingerprint
+        assert encoded.cache_files == rows.cache_files != []
+        assert encoded.to_list() == rows.to_list()
+        assert again.fingerprint == first.fingerprint
+    assert len(calls) == 30
+    for other in (make(max_length=63), make(split_seed=1), make(validation_rows=9)):
+        assert other.fingerprint != first.fingerprint
+    assert len(calls) == 60  # max_length alone asks for other tokens
+
+
+def test_lengths_that_batching_needs(make: Make) -> None:
+    for row in make().rows("train"):
+        answer = row["sequences"][row["answer"]]
+        start = row["starts"][row["answer"]]
+        context = row["sequences"][0][: row["starts"][0]]
+        assert row["length"] == len(answer) - 1
+        assert row["answer_tokens"] == len(answer) - start
+        # One context, the space that all choices begin with, and each choice without that space and its last token.
+        words = [len(ids) - len(context) - 1 for ids in row["sequences"]]
+        assert row["packed_length"] == len(context) + 1 + sum(words) - len(words)
+
+
+def test_loaders_cover_their_rows(make: Make) -> None:
+    data = make(batch_size=4, evaluate_batch_size=3)
+    tokens = {}
+    for name, loader, size in (
+        ("train", data.train_dataloader(), 22),
+        ("validation", data.val_dataloader(), 8),
+        ("reported", data.test_dataloader(), 11),
+    ):
+        batches = list(loader)
+        assert sorted(row for batch in batches for row in batch["rows"].tolist()) == list(range(size)), name
+        assert {batch["branched"] for batch in batches} == {name == "reported"}
+        tokens[name] = sum(len(batch["target"]) for batch in batches)
+    assert tokens["train"] == sum(data.train_set["answer_tokens"])
+    assert tokens["validation"] == sum(data.validation_set["answer_tokens"])
+    assert tokens["reported"] == sum(
+        len(ids) - start
+        for row in data.reported_set
+        for ids, start in zip(row["sequences"], row["starts"], strict=True)
+    )

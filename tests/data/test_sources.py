@@ -1,0 +1,161 @@
+"""Local files: both formats, everything that can be wrong with them, and rows that cannot be used."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from flexora.backbone.loading import Backbone
+from flexora.data.arc import ArcEasy
+from flexora.data.sources import load_files
+from flexora.errors import FlexoraError
+from tests.tiny import arc_row, write_jsonl
+
+ROWS = [arc_row(number, random.Random(number)) for number in range(6)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def refusal(load: Callable[[], Any]) -> str:
+    """The one line of a load that must fail."""
+    with pytest.raises(FlexoraError) as caught:
+        load()
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_both_formats_give_the_rows(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"validation.{suffix}"
+    if suffix == "jsonl":
+        write_jsonl(file, ROWS)
+    else:
+        datasets.Dataset.from_list(ROWS).to_parquet(file)
+    assert load_files(tmp_path, "validation").to_list() == ROWS
+
+
+def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("\n\n".join(json.dumps(row) for row in ROWS) + "\n\n")
+    assert load_files(tmp_path, "train").to_list() == ROWS
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", ROWS)
+    assert len(load_files(tmp_path, "train")) == 6
+    write_jsonl(tmp_path / "train.jsonl", ROWS[:4])
+    assert load_files(tmp_path, "train").to_list() == ROWS[:4]
+
+
+GOOD = json.dumps(ROWS[0])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "train.jsonl holds no row"),
+        ("\n \n", "train.jsonl holds no row"),
+        (f'{GOOD}\n\n{{"id": 1\n', r"train.jsonl line 3: .*delimiter.*; mend or remove the line"),
+        (f"{GOOD}\n{GOOD}\n[1, 2]\n", "train.jsonl line 3: not a JSON object"),
+        ("null\n", "train.jsonl line 1: not a JSON object"),
+        (f"{GOOD}\n\udcff\n", "train.jsonl line 2: .*codec can't decode"),
+    ],
+    ids=["empty", "blank", "malformed", "a list", "null", "not utf-8"],
+)
+def test_lines_that_are_no_rows(content: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert re.search(expected, refusal(lambda: load_files(tmp_path, "train")))
+
+
+def test_missing_places(tmp_path: Path) -> None:
+    missing = tmp_path / "none"
+    assert f"{missing} is not a folder" in refusal(lambda: load_files(missing, "train"))
+    write_jsonl(tmp_path / "train.jsonl", ROWS)
+    assert f"{tmp_path} has no test.jsonl or test.parquet" in refusal(lambda: load_files(tmp_path, "test"))
+    assert "is not a folder" in refusal(lambda: load_files(tmp_path / "train.jsonl", "train"))
+
+
+def test_parquet_without_rows_or_without_an_end(tmp_path: Path) -> None:
+    datasets.Dataset.from_list(ROWS).select([]).to_parquet(tmp_path / "train.parquet")
+    assert "train.parquet holds no row" in refusal(lambda: load_files(tmp_path, "train"))
+    datasets.Dataset.from_list(ROWS).to_parquet(tmp_path / "test.parquet")
+    (tmp_path / "test.parquet").write_bytes((tmp_path / "test.parquet").read_bytes()[:200])
+    assert "cannot read" in refusal(lambda: load_files(tmp_path, "test"))
+
+
+def without(*path: Any) -> Callable[[dict[str, Any]], object]:
+    def change(row: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            row = row[key]
+        del row[path[-1]]
+
+    return change
+
+
+def replaced(value: Any, *path: Any) -> Callable[[dict[str, Any]], object]:
+    def change(row: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            row = row[key]
+        row[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize("spoilt", [[3], range(6)], ids=["one row", "all rows"])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (without("question"), "question"),
+        (without("answerKey"), ""),
+        (without("choices"), ""),
+        (without("choices", "text"), "text"),
+        (replaced(None, "question"), "question"),
+        (replaced("Z", "answerKey"), "Z"),
+        (replaced("", "choices", "text", 1), "choice 1 is empty"),
+        (replaced("  ", "choices", "text", 2), "choice 2 is empty"),
+        (replaced(None, "choices", "text", 1), ""),
+        (replaced("x", "choices"), ""),
+        (replaced(["A", "B", "C", "D", "E"], "choices", "label"), ""),
+        (replaced("long " * 40, "choices", "text", 0), "choice 0 has 201 tokens, which max_length 128 cannot hold"),
+    ],
+    ids=[
+        "no question",
+        "no answerKey",
+        "no choices",
+        "no text",
+        "null question",
+        "unknown key",
+        "empty choice",
+        "blank choice",
+        "null choice",
+        "choices are text",
+        "labels than choices",
+        "long answer",
+    ],
+)
+def test_rows_that_cannot_be_used_are_named(
+    change: Callable[[dict[str, Any]], object],
+    expected: str,
+    spoilt: range | list[int],
+    tmp_path: Path,
+    tiny_models: dict[str, Path],
+) -> None:
+    rows = copy.deepcopy(ROWS)
+    for index in spoilt:
+        change(rows[index])
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    data = ArcEasy(Backbone(str(tiny_models["llama"])), str(tmp_path), max_length=128)
+    message = refusal(lambda: data.rows("train"))
+    assert f"ArcEasy {tmp_path} [train] row {spoilt[0]}: " in message
+    assert expected in message.split(" row ", 1)[1]
