@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, Interrupted
 
 VERBS = {
     "run": "search, select, fine-tune, evaluate and report in one resumable go",
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0 on success, 2 if the input is at fault, 130 after Ctrl-C.
+        The exit status: 0 on success, 2 if the input is at fault, 130 after Ctrl-C, 143 after SIGTERM.
     """
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if verb in ("-h", "--help", "--version"):
@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FlexoraError as error:
         print(f"flexora {verb}: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"flexora {verb}: interrupted; the same command continues", file=sys.stderr)
-        return 130
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"flexora {verb}: interrupted; the same command continues from its last checkpoint", file=sys.stderr)
+        return stop.status if isinstance(stop, Interrupted) else 130
     except SystemExit as leave:  # --help and --print_config leave this way
         return leave.code if isinstance(leave.code, int) else 0
 

@@ -1,4 +1,4 @@
-"""The one exception that users see: a single line that names the thing, the place and the remedy."""
+"""What ends a command early: a problem, told in one line with its place and remedy, or a signal."""
 
 from __future__ import annotations
 
@@ -8,3 +8,15 @@ class FlexoraError(Exception):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """A signal stopped the work.
+
+    Attributes:
+        status: Exit status, 128 plus the signal's number.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"stopped with status {status}")
+        self.status = status

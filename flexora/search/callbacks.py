@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flexora.data.bilevel import BilevelDataModule
 from flexora.files import write_atomically
@@ -59,6 +60,15 @@ class SearchFiles(Callback):
         module = cast("SearchModule", pl_module)
         write_history(self.folder / "history.csv", module.history)
         if module.outer_step % module.checkpoint_every == 0 or module.outer_step == module.outer_steps:
-            buffer = io.BytesIO()
-            torch.save(module.snapshot(), buffer)
-            write_atomically(self.checkpoint, buffer.getvalue())
+            self._save(module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Keep the state when SIGTERM ends the search: Lightning heeds it between outer steps only."""
+        module = cast("SearchModule", pl_module)
+        if isinstance(exception, SIGTERMException) and module.history:
+            self._save(module)
+
+    def _save(self, module: SearchModule) -> None:
+        buffer = io.BytesIO()
+        torch.save(module.snapshot(), buffer)
+        write_atomically(self.checkpoint, buffer.getvalue())

@@ -17,7 +17,7 @@ from flexora.runfolder import RunFolder
 from flexora.scoring.accuracy import RowScore, arm_result
 from flexora.scoring.module import ScoreModule, score
 from flexora.scoring.results import ArmResult, Results
-from flexora.verbs.phase import Recipe, lightning_cli
+from flexora.verbs.phase import Recipe, interruptible, lightning_cli
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
@@ -97,7 +97,8 @@ def _score_arms(cli: LightningCLI, adapters: dict[str, Path | None]) -> list[Arm
     for arm, adapter in adapters.items():
         cli.trainer.print(f"evaluate: {arm}")
         module = ScoreModule(cli.model.backbone, None if adapter is None else str(adapter))
-        rows[arm] = score(cli.trainer, module, cli.datamodule)
+        with interruptible():
+            rows[arm] = score(cli.trainer, module, cli.datamodule)
         layers, parameters = (0, 0) if adapter is None else adapter_size(module.peft_model)
         arms.append(arm_result(arm, rows[arm], rows.get("base"), layers, parameters))
     return arms

@@ -15,7 +15,7 @@ from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
 from flexora.report.html import write_report
 from flexora.search.selection import Selection, resolve_selection
-from flexora.verbs.phase import Recipe, lightning_cli
+from flexora.verbs.phase import Recipe, interruptible, lightning_cli
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,9 +46,8 @@ def main(arguments: Sequence[str]) -> int:
             folder=place,
         )
         last = place / "checkpoints" / "last.ckpt"
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(last) if last.is_file() else None)
-        if not cli.trainer.state.finished or cli.trainer.interrupted:
-            raise FlexoraError("stopped before the end; the same command continues")
+        with interruptible():
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(last) if last.is_file() else None)
         tuned = cast("FinetuneModule", cli.model)
         best = torch.load(checkpoints.best_model_path, map_location=tuned.device, weights_only=True)
         tuned.load_state_dict(best["state_dict"], strict=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,10 +15,11 @@ import lightning as L
 import yaml
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flexora.backbone.limits import Phase, require_precision, require_trainer
 from flexora.data.multiple_choice import MultipleChoiceDataModule
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, Interrupted
 from flexora.recipe import RecipeParser, one_line, recipe_parser
 from flexora.runfolder import RunFolder
 
@@ -155,6 +157,26 @@ def lightning_cli(
     if hasattr(cli, "trainer"):
         require_trainer(cli.trainer, phase)  # before Lightning starts a process for each device
     return cli
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Run a Trainer so that a signal is told from success: by itself it leaves with 0 after SIGTERM, 1 after Ctrl-C.
+
+    Raises:
+        Interrupted: If a signal stopped the Trainer.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SIGTERMException:
+        raise Interrupted(128 + signal.SIGTERM) from None
+    except SystemExit as leave:
+        if isinstance(leave.__context__, KeyboardInterrupt):
+            raise Interrupted(128 + signal.SIGINT) from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores Ctrl-C from the first one on
 
 
 @contextmanager

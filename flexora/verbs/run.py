@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         console.rule(f"[bold]{step.name}")
         status = _call([sys.executable, "-m", "flexora", step.verb, *arguments, *step.flags])
         if status:
-            console.print(f"{step.name} stopped with status {status}; the same command continues", soft_wrap=True)
+            console.print(f"run: stopped in {step.name} with status {status}; the same command continues there")
             return status
     report = write_report(folder.root, recipe.sections["report"]["title"])
     console.rule("[bold]result")
@@ -90,7 +90,8 @@ def _require_same(recipe: Recipe, step: Phase) -> None:
 
 def _call(command: Sequence[str]) -> int:
     """Run a phase, pass signals on to it, and return its exit status (128 + n after signal n)."""
-    process = subprocess.Popen(command)
+    # A process group of its own: Ctrl-C in the terminal reaches this process alone, which hands it on once.
+    process = subprocess.Popen(command, process_group=0)
     with _forwarded(process):
         status = process.wait()
     return 128 - status if status < 0 else status
@@ -98,15 +99,12 @@ def _call(command: Sequence[str]) -> int:
 
 @contextmanager
 def _forwarded(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Hand SIGTERM on. Ctrl-C reaches the phase by itself, being of the same terminal: here it only waits."""
+    """Hand SIGTERM and SIGINT on to the phase, which saves and ends; this process waits for it."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)
 
-    def wait(number: int, frame: FrameType | None) -> None:
-        return None
-
-    old = {signal.SIGTERM: signal.signal(signal.SIGTERM, forward), signal.SIGINT: signal.signal(signal.SIGINT, wait)}
+    old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

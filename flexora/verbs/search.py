@@ -12,7 +12,7 @@ from flexora.report.html import write_report
 from flexora.report.terminal import gate_bars
 from flexora.search.callbacks import SearchFiles
 from flexora.search.module import SearchModule
-from flexora.verbs.phase import Recipe, lightning_cli
+from flexora.verbs.phase import Recipe, interruptible, lightning_cli
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,10 +41,12 @@ def main(arguments: Sequence[str]) -> int:
         data = cli.datamodule.bilevel(
             module.outer_steps, module.inner_steps, module.batch_size, module.accumulate, module.validation_batches
         )
-        cli.trainer.fit(module, datamodule=data)
+        with interruptible():
+            cli.trainer.fit(module, datamodule=data)
         if module.outer_step < module.outer_steps:
             raise FlexoraError(
-                f"stopped after outer step {module.outer_step} of {module.outer_steps}; the same command continues"
+                f"the trainer stopped after outer step {module.outer_step} of {module.outer_steps}; remove what limits "
+                "it from trainer or search.trainer (max_time, limit_train_batches, fast_dev_run)"
             )
         selection = module.selection()
         selection.write(folder.selection)

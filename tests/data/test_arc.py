@@ -84,4 +84,4 @@ def test_packaged_rows_that_were_not_fetched(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(FlexoraError, match="run: flexora fetch demo"):
         ArcEasy(source="packaged").check_source()
     with pytest.raises(FlexoraError, match="no test split"):
-        sources.Source(hub=("owner/name", "part")).load("packaged", "test")
+        sources.Source(hub=("owner/name", "part"), fields=()).load("packaged", "test")

@@ -81,7 +81,7 @@ def test_row_limits_cut_the_same_splits(make: Make) -> None:
 
 @pytest.mark.parametrize("settings", [{"validation_rows": 30}, {"train_rows": 23}])
 def test_more_rows_than_there_are(make: Make, settings: dict[str, int]) -> None:
-    with pytest.raises(FlexoraError, match="has 30 train rows, but .* need 31"):
+    with pytest.raises(FlexoraError, match=r"has 30 train rows, but .* need 31"):
         _ = make(**settings).train_set
 
 
@@ -127,9 +127,8 @@ def test_lengths_that_batching_needs(make: Make) -> None:
         context = row["sequences"][0][: row["starts"][0]]
         assert row["length"] == len(answer) - 1
         assert row["answer_tokens"] == len(answer) - start
-        # One context, the space that all choices begin with, and each choice without that space and its last token.
-        words = [len(ids) - len(context) - 1 for ids in row["sequences"]]
-        assert row["packed_length"] == len(context) + 1 + sum(words) - len(words)
+        behind = [len(ids) - len(context) - 1 for ids in row["sequences"]]  # the last token predicts nothing
+        assert row["packed_length"] == len(context) + sum(behind)
 
 
 def test_loaders_cover_their_rows(make: Make) -> None:

@@ -1,0 +1,130 @@
+"""Base models from folders, and one line for everything that cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPConfig, GPT2Config, LlamaConfig, PretrainedConfig
+
+from flexora.backbone.loading import Backbone, describe
+from flexora.errors import FlexoraError
+from tests.tiny import FAMILIES, byte_tokenizer, tiny_model
+
+
+def refusal(load: Callable[[], object]) -> str:
+    """The one line of a load that must fail; it names the setting."""
+    with pytest.raises(FlexoraError) as caught:
+        load()
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert message.startswith("backbone.model: ")
+    return message
+
+
+@pytest.fixture
+def folder(tiny_models: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of a saved model, to be damaged."""
+    return shutil.copytree(tiny_models["llama"], tmp_path / "model")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_local_folder(family: str, attention: str, tiny_models: dict[str, Path]) -> None:
+    backbone = Backbone(str(tiny_models[family]), attention=attention)  # type: ignore[arg-type]
+    model = backbone.load_model()
+    expected = tiny_model(family)
+    assert type(model) is type(expected)
+    assert all(torch.equal(left, right) for left, right in zip(model.parameters(), expected.parameters(), strict=True))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert model.config._attn_implementation == attention
+    assert not model.config.use_cache
+    text = "Which is oak?\nAnswer: oak"
+    assert backbone.load_tokenizer()(text)["input_ids"] == byte_tokenizer()(text)["input_ids"]
+    described = describe(backbone.load_config())
+    assert (described.name, described.num_layers, described.family.name) == (type(expected).__name__, 4, family)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_precision_of_the_weights(dtype: str, tiny_models: dict[str, Path]) -> None:
+    model = Backbone(str(tiny_models["llama"]), dtype=dtype).load_model()  # type: ignore[arg-type]
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
+
+
+def test_checkpointing_gives_the_same_gradients(tiny_models: dict[str, Path]) -> None:
+    ids = torch.arange(30)[None]
+    gradients = []
+    for checkpointing in (False, True):
+        model = Backbone(str(tiny_models["llama"]), gradient_checkpointing=checkpointing).load_model().train()
+        assert model.is_gradient_checkpointing == checkpointing
+        weight = model.model.layers[1].self_attn.q_proj.weight.requires_grad_()
+        gradients += torch.autograd.grad(model(ids, labels=ids).loss, [weight])
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("where", ["{tmp}/none", "./none", "~/none/of/these", "some/deep/folder"])
+def test_a_folder_that_does_not_exist(where: str, tmp_path: Path) -> None:
+    backbone = Backbone(where.format(tmp=tmp_path))
+    assert f"the folder {backbone.model} does not exist" in refusal(backbone.load_model)
+    assert "does not exist" in refusal(backbone.load_tokenizer)
+
+
+def test_a_packaged_model_that_is_unknown_or_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXORA_CACHE", str(tmp_path))
+    assert "no packaged model 'Nope'" in refusal(Backbone("packaged:Nope").load_model)
+    with pytest.raises(FlexoraError, match="run: flexora fetch demo"):
+        Backbone().load_model()
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        (GPT2Config(n_layer=2, n_embd=8, n_head=2), "GPT2LMHeadModel"),
+        (LlamaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2), "LlamaForSequenceClassification"),
+        (CLIPConfig(), "CLIPModel"),  # it has no num_hidden_layers of its own
+        (LlamaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2), None),
+    ],
+    ids=["gpt2", "classifier", "clip", "unnamed"],
+)
+def test_an_unsupported_architecture(config: PretrainedConfig, architecture: str | None, tmp_path: Path) -> None:
+    config.architectures = None if architecture is None else [architecture]
+    config.save_pretrained(tmp_path)
+    message = refusal(Backbone(str(tmp_path)).load_model)  # no weights are there: it is refused before
+    assert f"architecture {architecture or 'of an unnamed kind'} is not supported" in message
+
+
+def truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def pointer(file: Path) -> None:
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n")
+
+
+def no_type(file: Path) -> None:
+    file.write_text(json.dumps({"hidden_size": 8}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("config.json", Path.unlink),
+        ("config.json", truncated),
+        ("config.json", no_type),
+        ("model.safetensors", Path.unlink),
+        ("model.safetensors", truncated),
+        ("model.safetensors", pointer),
+    ],
+)
+def test_a_damaged_folder(name: str, damage: Callable[[Path], object], folder: Path) -> None:
+    damage(folder / name)
+    assert f"cannot load {folder}" in refusal(Backbone(str(folder)).load_model)
+
+
+def test_a_broken_tokenizer(folder: Path) -> None:
+    truncated(folder / "tokenizer.json")
+    assert f"cannot load {folder}" in refusal(Backbone(str(folder)).load_tokenizer)

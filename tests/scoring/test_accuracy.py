@@ -1,0 +1,77 @@
+"""Accuracies and standard errors against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from flexora.scoring.accuracy import RowScore, arm_result, hits, mean_loss, mean_with_error
+from flexora.scoring.results import Metric
+
+
+def row(log_likelihoods: list[float], answer: int, chars: list[int] | None = None, tokens: int = 2) -> RowScore:
+    return RowScore(log_likelihoods, chars or [1] * len(log_likelihoods), answer, tokens)
+
+
+#: Per character: -0.5 and -0.6 (longer wins), -1 and -0.8, a tie, and -0.3 and -0.25 of equal sums.
+ROWS = [
+    row([-5.0, -3.0], answer=0, chars=[10, 5]),
+    row([-2.0, -4.0], answer=0, chars=[2, 5], tokens=3),
+    row([-1.0, -1.0], answer=1),
+    row([-3.0, -3.0], answer=1, chars=[10, 12]),
+]
+
+
+@pytest.mark.parametrize(("metric", "expected"), [("acc", [0.0, 1.0, 0.0, 0.0]), ("acc_norm", [1.0, 0.0, 0.0, 1.0])])
+def test_hits(metric: Metric, expected: list[float]) -> None:
+    assert hits(ROWS, metric).tolist() == expected
+
+
+@pytest.mark.parametrize("metric", ["acc", "acc_norm"])
+def test_the_first_choice_wins_a_tie(metric: Metric) -> None:
+    tied = [-2.0, -1.0, -1.0, -1.0]
+    assert [row(tied, answer).correct(metric) for answer in range(4)] == [False, True, False, False]
+
+
+def test_standard_error_is_the_sample_deviation_over_the_root_of_n() -> None:
+    # 1 of 4: mean 1/4, squared deviations 9/16 + 3/16 = 3/4, over n - 1 = 3: variance 1/4, so 0.5 / 2.
+    estimate = mean_with_error(hits(ROWS, "acc"))
+    assert estimate.value == pytest.approx(0.25, abs=1e-15)
+    assert estimate.stderr == pytest.approx(0.25, abs=1e-15)
+    # Shares p of n rows: lm-evaluation-harness's sqrt(p (1 - p) / (n - 1)).
+    values = torch.tensor([1.0] * 30 + [0.0] * 70, dtype=torch.float64)
+    assert mean_with_error(values).stderr == pytest.approx(math.sqrt(0.3 * 0.7 / 99), abs=1e-15)
+
+
+def test_one_row_has_no_spread() -> None:
+    assert mean_with_error(torch.ones(1, dtype=torch.float64)).stderr == 0.0
+
+
+def test_loss_is_per_token_of_the_right_answers() -> None:
+    assert mean_loss(ROWS) == pytest.approx((5.0 + 2.0 + 1.0 + 3.0) / (2 + 3 + 2 + 2), abs=1e-15)
+
+
+def test_difference_to_the_base_is_paired() -> None:
+    base = [row([-1.0, -2.0], answer) for answer in (0, 0, 1, 1)]  # hits 1 1 0 0
+    arm = [row([-1.0, -2.0], 0), row([-3.0, -2.0], 0), row([-3.0, -2.0], 1), row([-3.0, -2.0], 1)]  # hits 1 0 1 1
+    result = arm_result("lora", arm, base, adapted_layers=4, parameters=7)
+    assert result.over_base is not None
+    for metric in ("acc", "acc_norm"):
+        # Differences 0 -1 1 1: mean 1/4, squared deviations 1/16 + 25/16 + 9/16 + 9/16 = 11/4, over 3, over 4.
+        assert result.over_base[metric].value == pytest.approx(0.25, abs=1e-15)
+        assert result.over_base[metric].stderr == pytest.approx(math.sqrt(11 / 48), abs=1e-15)
+        assert result.metrics[metric].value == pytest.approx(0.75, abs=1e-15)
+    assert (result.adapted_layers, result.trainable_parameters) == (4, 7)
+
+
+def test_equal_models_differ_by_exactly_nothing() -> None:
+    result = arm_result("lora", list(ROWS), ROWS, adapted_layers=1, parameters=1)
+    assert result.over_base is not None
+    assert all((estimate.value, estimate.stderr) == (0.0, 0.0) for estimate in result.over_base.values())
+
+
+@pytest.mark.parametrize("base", [None, ROWS], ids=["not scored", "the arm itself"])
+def test_no_difference_without_a_base(base: list[RowScore] | None) -> None:
+    assert arm_result("base", ROWS, base, adapted_layers=0, parameters=0).over_base is None
