@@ -66,7 +66,7 @@ def register(family: Family) -> Family:
     for architecture in family.architectures:
         if architecture in _REGISTRY:
             raise ValueError(f"{architecture} is registered already, by family {_REGISTRY[architecture].name}")
-        _REGISTRY[architecture] = family
+    _REGISTRY.update(dict.fromkeys(family.architectures, family))
     return family
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from flexora.backbone.families import Family, family_of
@@ -79,7 +80,7 @@ class Backbone:
     def _from_pretrained(self, auto: Any, **options: Any) -> Any:
         try:
             return auto.from_pretrained(self.resolve(), revision=self.revision, trust_remote_code=False, **options)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise FlexoraError(
                 f"backbone.model: cannot load {self.model}: {reason[:300]}; check name, network and hub login"
@@ -102,4 +103,5 @@ def describe(config: PretrainedConfig) -> Architecture:
         FlexoraError: If the configuration names no supported architecture.
     """
     name = (config.architectures or ["of an unnamed kind"])[0]
-    return Architecture(name=name, num_layers=config.num_hidden_layers, family=family_of(name))
+    family = family_of(name)  # first: what is not supported may have no layers to count
+    return Architecture(name=name, num_layers=config.num_hidden_layers, family=family)

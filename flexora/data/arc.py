@@ -39,5 +39,4 @@ class ArcEasy(MultipleChoiceDataModule):
         """Write a row as lm-evaluation-harness does: question and ``Answer:`` on two lines, then the choice."""
         context = f"Question: {row['question']}\nAnswer:"
         choices = row["choices"]
-        pairs = tuple((context, f" {text}") for text in choices["text"])
-        return Question(pairs, answer=choices["label"].index(row["answerKey"]))
+        return Question.with_choices(context, choices["text"], choices["label"].index(row["answerKey"]))

@@ -46,12 +46,12 @@ def encode(question: Question, tokenizer: PreTrainedTokenizerBase, max_length: i
             first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
             whole = [first, *tokenizer(spaced, add_special_tokens=False)["input_ids"]]
             start = 1
+        if start >= len(whole):  # it was merged into the context's last token
+            raise ValueError(f"choice {index} adds no token to its context")
         overhang = max(0, len(whole) - max_length)
         if start - overhang < 1:
             answer_length = len(whole) - start
             raise ValueError(f"choice {index} has {answer_length} tokens, which max_length {max_length} cannot hold")
-        if start == len(whole):
-            raise ValueError(f"choice {index} adds no token to its context")
         encoded["sequences"].append(whole[overhang:])
         encoded["starts"].append(start - overhang)
         encoded["chars"].append(len(continuation.removeprefix(" ")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -28,3 +29,15 @@ class Question:
         for index, (_, continuation) in enumerate(self.pairs):
             if not continuation.strip():
                 raise ValueError(f"choice {index} is empty")
+
+    @classmethod
+    def with_choices(cls, context: str, choices: Sequence[str], answer: int) -> Question:
+        """One context with several choices, each a space away from it.
+
+        Raises:
+            ValueError: If a choice is not text: a reader's None would be scored as the word ``None``.
+        """
+        for index, choice in enumerate(choices):
+            if not isinstance(choice, str):
+                raise ValueError(f"choice {index} is {choice!r}, not text")
+        return cls(tuple((context, f" {choice}") for choice in choices), answer)
