@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from flexora.errors import FlexoraError
+
 
 def write_atomically(path: Path, content: str | bytes) -> Path:
     """Write ``content`` so that a reader sees the old file or the new one, never a part.
@@ -22,8 +24,15 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
         ``path``.
 
     Raises:
-        OSError: If the folder cannot be written to or the disk is full; ``path`` is then untouched.
+        FlexoraError: If the folder cannot be written to or the disk is full; ``path`` is then untouched.
     """
+    try:
+        return _replace(path, content)
+    except OSError as error:
+        raise FlexoraError(f"cannot write {path}: {error.strerror}; make room or choose another place") from error
+
+
+def _replace(path: Path, content: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

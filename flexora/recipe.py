@@ -17,6 +17,8 @@ from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
 from flexora.search.module import SearchModule
 
+SECTIONS = ("backbone", "adapter", "trainer", "search", "finetune", "evaluate", "report")
+
 #: Arguments of the modules that come from other sections of the recipe.
 SHARED = {"backbone", "adapter", "seed"}
 
@@ -48,6 +50,12 @@ class ReportSettings:
 
 HINT = "; --help lists the settings"
 
+#: What the help of a verb says of its short flags.
+SHORT_FLAGS = {
+    "finetune": " --selection is short for --finetune.selection.",
+    "evaluate": " --adapter FOLDER, once or several times, scores the base model beside these PEFT adapters.",
+}
+
 
 class RecipeParser(jsonargparse.ArgumentParser):
     """A parser that says what is wrong in one line instead of printing its usage."""
@@ -59,6 +67,19 @@ class RecipeParser(jsonargparse.ArgumentParser):
             FlexoraError: Always.
         """
         raise FlexoraError(one_line(message)) from ex
+
+    def validate(self, namespace: jsonargparse.Namespace, *arguments: Any, **options: Any) -> None:
+        """Check types, and that every section holds settings: jsonargparse lets any scalar stand for a section.
+
+        Raises:
+            FlexoraError: Naming the section.
+        """
+        super().validate(namespace, *arguments, **options)
+        for name in SECTIONS:
+            value = namespace.get(name)
+            if name in namespace and not isinstance(value, jsonargparse.Namespace):
+                found = "nothing" if value is None else repr(value)
+                raise FlexoraError(f"{name}: a section holds settings, but here is {found}; fill it or remove it")
 
 
 def one_line(message: str) -> str:
@@ -74,7 +95,8 @@ def recipe_parser(verb: str) -> RecipeParser:
     """The typed parser of a whole recipe, for one verb."""
     parser = RecipeParser(
         prog=f"flexora {verb}",
-        description="Settings come from --config files (later ones win) and flags such as --search.outer_steps 20.",
+        description="Settings come from --config files (later ones win) and flags such as --search.outer_steps 20."
+        + SHORT_FLAGS.get(verb, ""),
         exit_on_error=True,
     )
     parser.add_argument("--config", action="config", help="A recipe; may be given several times, later ones win.")

@@ -53,22 +53,25 @@ class RunFolder:
         Raises:
             FlexoraError: If another process works in it, or it cannot be written to.
         """
+        lock = FileLock(self.root / ".lock", timeout=0)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / ".lock", timeout=0)
-            with lock:
-                yield
+            lock.acquire()
         except Timeout as error:
             raise FlexoraError(
                 f"output_dir: another process works in {self.root}; wait for it or choose another output_dir"
             ) from error
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        except OSError as error:
             raise FlexoraError(
                 f"output_dir: cannot write to {self.root}: {error}; choose another output_dir"
             ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def start(self, phase: str, settings: Mapping[str, Any]) -> None:
-        """Make sure a phase may run here.
+        """Make sure a phase may run here. Without a checkpoint nothing was made yet, and any settings may follow.
 
         Raises:
             FlexoraError: If it is finished, or an unfinished one was started with other settings.
@@ -78,7 +81,8 @@ class RunFolder:
                 f"output_dir: {self.root / phase} already holds a finished run; choose another output_dir, or delete "
                 "that folder to do it again"
             )
-        self._require_same(self.root / phase / "settings.json", phase, settings)
+        if any((self.root / phase / "checkpoints").glob("*")):
+            self._require_same(self.root / phase / "settings.json", phase, settings)
         write_json(self.root / phase / "settings.json", settings)
 
     def require_same(self, phase: str, settings: Mapping[str, Any]) -> None:

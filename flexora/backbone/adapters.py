@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
-from peft import LoraConfig, PeftModel, get_layer_status, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_layer_status, get_peft_model, get_peft_model_state_dict, load_peft_weights
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError
 
 from flexora.backbone.families import Family, family_of
 from flexora.errors import FlexoraError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
 
     from flexora.search.selection import Selection
@@ -46,6 +50,30 @@ def attach(model: PreTrainedModel, adapter: LoraConfig, selection: Selection, fa
         wrong = sorted(adapted ^ wanted)[0]
         raise FlexoraError(f"adapter: PEFT adapted {len(adapted)} modules where {len(wanted)} were asked, e.g. {wrong}")
     return peft_model
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Put a saved adapter on its base model.
+
+    Raises:
+        FlexoraError: If the folder holds no whole adapter, or it does not fit the model.
+    """
+    if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        raise FlexoraError(f"the adapter {folder} holds no {SAFETENSORS_WEIGHTS_NAME}; name a whole PEFT folder")
+    try:
+        weights = load_peft_weights(str(folder), device="cpu")
+        adapted: PeftModel = PeftModel.from_pretrained(model, str(folder))
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise FlexoraError(
+            f"cannot load the adapter {folder}: {reason[:200]}; name a PEFT folder made for this base model"
+        ) from error
+    left_over = sorted(weights.keys() ^ get_peft_model_state_dict(adapted).keys())
+    if left_over:  # PEFT loads what fits, and at most warns
+        raise FlexoraError(
+            f"the adapter {folder} does not fit the model, e.g. {left_over[0]}; name one made for this base model"
+        )
+    return adapted
 
 
 def trainable_parameters(model: PeftModel) -> int:

@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from flexora.backbone.adapters import load_adapter
 from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone
-from flexora.errors import FlexoraError
 from flexora.scoring.accuracy import RowScore
 from flexora.scoring.likelihood import choice_log_likelihoods
 
@@ -40,10 +40,8 @@ class ScoreModule(L.LightningModule):
         """Load the base model and the adapter."""
         if self.model is not None:
             return
-        if self.adapter is not None and not (Path(self.adapter) / "adapter_config.json").is_file():
-            raise FlexoraError(f"evaluate: {self.adapter} holds no adapter_config.json; name a PEFT adapter's folder")
         base = self.backbone.load_model()
-        self.model = base if self.adapter is None else PeftModel.from_pretrained(base, self.adapter)
+        self.model = base if self.adapter is None else load_adapter(base, Path(self.adapter))
 
     @property
     def peft_model(self) -> PeftModel:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from flexora.checkpoint import read_checkpoint, write_checkpoint
 from flexora.data.bilevel import BilevelDataModule
-from flexora.files import write_atomically
 from flexora.search.history import write_history
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ class SearchFiles(Callback):
         """Read the newest checkpoint: its number of steps is needed before the loader exists."""
         if not self.checkpoint.is_file():
             return
-        self._snapshot = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        self._snapshot = read_checkpoint(self.checkpoint)
         data = getattr(trainer, "datamodule", None)
         assert isinstance(data, BilevelDataModule)
         data.steps.start = len(self._snapshot["history"])
@@ -69,6 +67,4 @@ class SearchFiles(Callback):
             self._save(module)
 
     def _save(self, module: SearchModule) -> None:
-        buffer = io.BytesIO()
-        torch.save(module.snapshot(), buffer)
-        write_atomically(self.checkpoint, buffer.getvalue())
+        write_checkpoint(self.checkpoint, module.snapshot())

@@ -17,7 +17,7 @@ from flexora.runfolder import RunFolder
 from flexora.scoring.accuracy import RowScore, arm_result
 from flexora.scoring.module import ScoreModule, score
 from flexora.scoring.results import ArmResult, Results
-from flexora.verbs.phase import Recipe, interruptible, lightning_cli
+from flexora.verbs.phase import Recipe, lightning_cli, plain_errors
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
@@ -69,15 +69,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _long_form(arguments: Sequence[str]) -> list[str]:
-    """``--adapter FOLDER`` is short for the base model beside that adapter."""
-    given = list(arguments)
-    for index, argument in enumerate(given):
-        if argument == "--adapter" and index + 1 < len(given):
-            return [*given[:index], f"--evaluate.arms={json.dumps(['base', given[index + 1]])}", *given[index + 2 :]]
-        if argument.startswith("--adapter="):
-            arms = json.dumps(["base", argument.partition("=")[2]])
-            return [*given[:index], f"--evaluate.arms={arms}", *given[index + 1 :]]
-    return given
+    """``--adapter FOLDER``, once or several times, is short for the base model beside these adapters."""
+    given, rest, adapters = iter(arguments), [], []
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if name == "--adapter":
+            adapters.append(value if equals else next(given, ""))
+        else:
+            rest.append(argument)
+    return [*rest, f"--evaluate.arms={json.dumps(['base', *adapters])}"] if adapters else rest
 
 
 def _adapter(folder: RunFolder, arm: str) -> Path | None:
@@ -97,7 +97,7 @@ def _score_arms(cli: LightningCLI, adapters: dict[str, Path | None]) -> list[Arm
     for arm, adapter in adapters.items():
         cli.trainer.print(f"evaluate: {arm}")
         module = ScoreModule(cli.model.backbone, None if adapter is None else str(adapter))
-        with interruptible():
+        with plain_errors():
             rows[arm] = score(cli.trainer, module, cli.datamodule)
         layers, parameters = (0, 0) if adapter is None else adapter_size(module.peft_model)
         arms.append(arm_result(arm, rows[arm], rows.get("base"), layers, parameters))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from flexora.backbone.adapters import trainable_parameters
 from flexora.backbone.loading import Backbone, describe
+from flexora.checkpoint import read_checkpoint
 from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
 from flexora.report.html import write_report
 from flexora.search.selection import Selection, resolve_selection
-from flexora.verbs.phase import Recipe, interruptible, lightning_cli
+from flexora.verbs.phase import Recipe, lightning_cli, plain_errors
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,10 +47,17 @@ def main(arguments: Sequence[str]) -> int:
             folder=place,
         )
         last = place / "checkpoints" / "last.ckpt"
-        with interruptible():
-            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=str(last) if last.is_file() else None)
+        if last.is_file():
+            read_checkpoint(last)  # a broken one is named before the model is loaded
+        with plain_errors():
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=last if last.is_file() else None)
+        if not checkpoints.best_model_path:
+            raise FlexoraError(
+                "the trainer validated and saved nothing; remove what keeps it from that from trainer or "
+                "finetune.trainer (fast_dev_run, max_time, enable_checkpointing)"
+            )
         tuned = cast("FinetuneModule", cli.model)
-        best = torch.load(checkpoints.best_model_path, map_location=tuned.device, weights_only=True)
+        best = read_checkpoint(Path(checkpoints.best_model_path))
         tuned.load_state_dict(best["state_dict"], strict=False)
         tuned.peft_model.save_pretrained(place / "adapter")
         folder.finish(name, settings)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import lightning as L
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -39,6 +40,21 @@ class PhaseParser(LightningArgumentParser):
             FlexoraError: Always.
         """
         raise FlexoraError(one_line(message)) from ex
+
+
+class PhaseCLI(LightningCLI):
+    """LightningCLI that says in one line what is wrong with the trainer section."""
+
+    def instantiate_trainer(self, **options: Any) -> L.Trainer:
+        """Build the Trainer.
+
+        Raises:
+            FlexoraError: If a setting does not fit this machine or the other settings.
+        """
+        try:
+            return super().instantiate_trainer(**options)
+        except (MisconfigurationException, ImportError, ValueError) as error:
+            raise _trainer_error(error) from error
 
 
 class ProgressBar(RichProgressBar):
@@ -112,7 +128,7 @@ def lightning_cli(
     trainer: dict[str, Any],
     callbacks: Sequence[Callback],
     folder: Path,
-    cli_class: type[LightningCLI] = LightningCLI,
+    cli_class: type[LightningCLI] = PhaseCLI,
 ) -> LightningCLI:
     """Instantiate module, data and trainer of a phase through LightningCLI.
 
@@ -124,7 +140,7 @@ def lightning_cli(
         trainer: Trainer settings that the phase fixes.
         callbacks: Callbacks that the phase adds.
         folder: Folder of the phase's logs.
-        cli_class: LightningCLI, or a subclass that stops before it builds the trainer.
+        cli_class: PhaseCLI, or a class that stops before it builds the trainer.
     """
     settings = recipe.trainer(phase)
     if settings.get("logger") is None:
@@ -160,15 +176,20 @@ def lightning_cli(
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Run a Trainer so that a signal is told from success: by itself it leaves with 0 after SIGTERM, 1 after Ctrl-C.
+def plain_errors() -> Iterator[None]:
+    """Run a Trainer so that a signal is told from success, and a setting it cannot follow from a bug.
+
+    By itself it leaves with 0 after SIGTERM and 1 after Ctrl-C.
 
     Raises:
+        FlexoraError: If a setting of the Trainer does not fit this machine or the other settings.
         Interrupted: If a signal stopped the Trainer.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
+    except MisconfigurationException as error:
+        raise _trainer_error(error) from error
     except SIGTERMException:
         raise Interrupted(128 + signal.SIGTERM) from None
     except SystemExit as leave:
@@ -177,6 +198,10 @@ def interruptible() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning ignores Ctrl-C from the first one on
+
+
+def _trainer_error(error: Exception) -> FlexoraError:
+    return FlexoraError(f"trainer: {' '.join(str(error).split())}; change that setting of trainer")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from flexora.report.html import write_report
 from flexora.report.terminal import gate_bars
 from flexora.search.callbacks import SearchFiles
 from flexora.search.module import SearchModule
-from flexora.verbs.phase import Recipe, interruptible, lightning_cli
+from flexora.verbs.phase import Recipe, lightning_cli, plain_errors
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         data = cli.datamodule.bilevel(
             module.outer_steps, module.inner_steps, module.batch_size, module.accumulate, module.validation_batches
         )
-        with interruptible():
+        with plain_errors():
             cli.trainer.fit(module, datamodule=data)
         if module.outer_step < module.outer_steps:
             raise FlexoraError(

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save
 
 from flexora.cli import main
-from tests.tiny import arc_row, save_benchmark, write_jsonl
+from tests.tiny import arc_row, save_benchmark, tiny_model, write_jsonl
 
 Selection = dict[str, object]
 
@@ -49,6 +52,11 @@ def failing(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         (["--adapter.target_modules=[w_proj]"], "unknown projection 'w_proj'"),
         (["--adapter.use_dora=true"], "no DoRA"),
         (["--adapter.layers_to_transform=[1]"], "set by the selection"),
+        (["--output_dir=/dev/null/out"], "cannot write to /dev/null/out"),
+        (["--trainer.accelerator=tpu"], "trainer: .*torch_xla"),
+        (["--trainer.accelerator=abacus"], "trainer: .*abacus"),
+        (["--trainer.devices=0"], "trainer: .*devices"),
+        (["--search.trainer.fast_dev_run=true"], "stopped after outer step 1 of 3"),
     ],
     ids=lambda value: value[-1][2:] if isinstance(value, list) else "",
 )
@@ -105,6 +113,36 @@ def test_finetune_refuses_files(
     assert str(file) in line
 
 
+def test_finetune_that_saves_nothing(recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["--selection=all", "--finetune.trainer.fast_dev_run=true"]
+    assert "fast_dev_run" in failing(["finetune", "--config", str(recipe()), *flags], capfd)
+
+
+@pytest.mark.parametrize(
+    ("verb", "file"),
+    [("search", "search/checkpoints/last.pt"), ("finetune", "finetune/checkpoints/last.ckpt")],
+    ids=["search", "finetune"],
+)
+def test_a_broken_checkpoint_is_named(
+    verb: str, file: str, recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "out" / file
+    broken.parent.mkdir(parents=True)
+    broken.write_text("no checkpoint")
+    selection = ["--selection=all"] if verb == "finetune" else []
+    line = failing([verb, "--config", str(recipe()), *selection], capfd)
+    assert f"cannot read the checkpoint {broken}; delete it" in line
+    assert broken.read_text() == "no checkpoint"
+
+
+def test_a_failed_start_binds_no_settings(
+    recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    failing(["search", "--config", str(recipe()), "--data.train_rows=1000"], capfd)
+    assert main(["search", "--config", str(recipe())]) == 0
+    assert (tmp_path / "out" / "search" / "selection.json").is_file()
+
+
 def test_finetune_without_a_selection(recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
     assert "run flexora search first" in failing(["finetune", "--config", str(recipe())], capfd)
 
@@ -112,6 +150,37 @@ def test_finetune_without_a_selection(recipe: Callable[..., Path], capfd: pytest
 def test_evaluate_without_an_adapter(recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
     assert "lora has no adapter" in failing(["evaluate", "--config", str(recipe())], capfd)
     assert "has no adapter" in failing(["evaluate", "--config", str(recipe()), "--adapter", "/does/not/exist"], capfd)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"adapter_config.json": b"{}"}, "cannot load the adapter"),
+        ({"adapter_model.safetensors": None}, "holds no adapter_model.safetensors"),
+        ({"adapter_model.safetensors": b"cut"}, "cannot load the adapter"),
+        ({"adapter_model.safetensors": save({"base_model.model.x.lora_A.weight": torch.zeros(1)})}, "does not fit"),
+    ],
+    ids=["config", "missing", "cut", "other"],
+)
+def test_evaluate_refuses_a_broken_adapter(
+    change: dict[str, bytes | None],
+    expected: str,
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(
+        tmp_path / "adapter"
+    )
+    for name, content in change.items():
+        file = tmp_path / "adapter" / name
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+    line = failing(["evaluate", "--config", str(recipe()), f"--adapter={tmp_path / 'adapter'}"], capfd)
+    assert expected in line
+    assert str(tmp_path / "adapter") in line
 
 
 @pytest.mark.parametrize(
@@ -143,6 +212,18 @@ def test_a_recipe_without_data(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     file = tmp_path / "recipe.yaml"
     file.write_text("seed: 1\n")
     assert "data" in failing(["search", "--config", str(file)], capfd)
+
+
+@pytest.mark.parametrize("value", ["5", "", "[1, 2]"], ids=["number", "nothing", "list"])
+@pytest.mark.parametrize("section", ["backbone", "trainer", "search", "report"])
+def test_a_section_without_settings(
+    section: str, value: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"data: {{class_path: ArcEasy}}\n{section}: {value}\n")
+    assert f" {section}: a section holds settings" in failing(["search", "--config", str(file)], capfd)
+    assert main(["validate", str(file)]) == 2
+    assert f"{file}: {section}: a section holds settings" in capfd.readouterr().err
 
 
 def test_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
