@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import lightning as L
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -23,6 +23,7 @@ from flexora.data.multiple_choice import MultipleChoiceDataModule
 from flexora.errors import FlexoraError, Interrupted
 from flexora.recipe import RecipeParser, one_line, recipe_parser
 from flexora.runfolder import RunFolder
+from flexora.verbs.progress import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,15 +56,6 @@ class PhaseCLI(LightningCLI):
             return super().instantiate_trainer(**options)
         except (MisconfigurationException, ImportError, ValueError) as error:
             raise _trainer_error(error) from error
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's bar without the logger's version, which says nothing here."""
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Losses alone."""
-        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
 
 
 class Recipe:
@@ -149,7 +141,7 @@ def lightning_cli(
             {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {**place, "version": version}}
             for name, version in (("CSVLogger", "csv"), ("TensorBoardLogger", "tensorboard"))
         ]
-    bars = [] if settings.get("enable_progress_bar") is False else [ProgressBar(leave=True)]
+    bars = [] if settings.get("enable_progress_bar") is False else [progress_bar()]
     # LightningCLI must never see the verb's own command line: it would parse it once more.
     _silence()
     with _arguments_hidden():

@@ -57,6 +57,30 @@ def test_search_finetune_evaluate(family: str, recipe: Callable[..., Path], tmp_
     assert (out / "report" / "report.html").is_file()
 
 
+def test_a_log_file_shows_losses_and_steps(
+    recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for variable in ("FORCE_COLOR", "TTY_COMPATIBLE"):  # either makes rich take a file for a terminal
+        monkeypatch.delenv(variable, raising=False)
+    assert main(["search", "--config", str(recipe()), "--trainer.enable_progress_bar=true"]) == 0
+    output = "".join(capfd.readouterr())
+    assert "3/3" in output
+    assert "validation_loss=" in output
+    assert "v_num" not in output
+
+
+def test_several_adapters_are_scored_beside_the_base(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    config, adapters = str(recipe()), []
+    for layers in ("0", "1-3"):
+        adapters.append(tmp_path / layers / "finetune" / "adapter")
+        flags = [f"--selection={layers}", f"--output_dir={tmp_path / layers}", "--finetune.trainer.max_epochs=1"]
+        assert main(["finetune", "--config", config, *flags]) == 0
+    assert main(["evaluate", "--config", config, "--adapter", str(adapters[0]), f"--adapter={adapters[1]}"]) == 0
+    arms = Results.read(tmp_path / "out" / "evaluate" / "results.json").arms
+    assert [arm.name for arm in arms] == ["base", *map(str, adapters)]
+    assert [arm.adapted_layers for arm in arms] == [0, 1, 3]
+
+
 def test_the_adapter_is_a_plain_peft_folder(
     recipe: Callable[..., Path], tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
