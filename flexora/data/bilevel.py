@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flexora.data.batch import Batch
 from flexora.data.batching import MicroBatch, RowStream, group_rows
+from flexora.data.rows import EncodedRows
 
 if TYPE_CHECKING:
-    from flexora.data.multiple_choice import EncodedRows, MultipleChoiceDataModule
+    from flexora.data.multiple_choice import MultipleChoiceDataModule
 
 
 class OuterBatch(TypedDict):
@@ -104,8 +105,6 @@ class BilevelDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[OuterBatch]:
         """One item per outer step."""
-        from flexora.data.multiple_choice import EncodedRows
-
         rows = self.rows
         batches = OuterBatches(
             train=EncodedRows(rows.train_set, rows.pad_token, all_choices=False),

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import lightning as L
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from flexora.backbone.loading import Backbone
 from flexora.data.batch import Batch, answer_tokens, collate
 from flexora.data.batching import LengthGroupedBatches, MicroBatch, permutation, sorted_batches
+from flexora.data.bilevel import BilevelDataModule
 from flexora.data.encoding import encode
 from flexora.data.question import Question
+from flexora.data.rows import EncodedRows
 from flexora.data.sources import Row, Source, Split
 from flexora.errors import FlexoraError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from flexora.data.bilevel import BilevelDataModule
     from flexora.scoring.results import Metric
 
 
@@ -216,29 +216,7 @@ class MultipleChoiceDataModule(L.LightningDataModule):
         self, outer_steps: int, inner_steps: int, batch_size: int, accumulate: int = 1, validation_batches: int = 1
     ) -> BilevelDataModule:
         """The same rows as batches of the bilevel problem; see :class:`BilevelDataModule`."""
-        from flexora.data.bilevel import BilevelDataModule
-
         return BilevelDataModule(self, outer_steps, inner_steps, batch_size, accumulate, validation_batches)
-
-
-class EncodedRows(TorchDataset[Any]):
-    """Encoded rows that are fetched as ready batches: the loader hands a whole :class:`MicroBatch` over."""
-
-    def __init__(self, data: Dataset, pad_token: int, *, all_choices: bool) -> None:
-        self.data = data
-        self.pad_token = pad_token
-        self.all_choices = all_choices
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, row: int) -> Any:
-        return self.data[row]
-
-    def __getitems__(self, batch: MicroBatch) -> Batch:
-        """Collate the rows of one micro-batch."""
-        questions = [self.data[row] for row in batch.rows]
-        return collate(questions, batch.rows, self.pad_token, all_choices=self.all_choices, normalizer=batch.normalizer)
 
 
 def _identity(batch: Any) -> Any:

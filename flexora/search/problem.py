@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from flexora.search.gates import Gates, gates_of
 from flexora.search.inner import ClipByNorm, InnerOptimizer, InnerState, Tensors
@@ -94,7 +95,7 @@ class BilevelProblem:
         """
         # Autocast caches cast weights until its outermost block ends, and theta moves inside that block.
         torch.clear_autocast_cache()
-        self.model.train(train)
+        self._set_training(train)
         self.gates.apply(gates_of(self.alpha.detach()))
         tokens = sum(batch["target"].numel() for batch in batches)
         loss = 0.0
@@ -107,6 +108,13 @@ class BilevelProblem:
             total = list(gradients) if total is None else [a + b for a, b in zip(total, gradients, strict=True)]
         assert total is not None, "a gradient needs at least one micro-batch"
         return Gradient(loss, total, self.gates.alpha_gradient(total, self.alpha))
+
+    def _set_training(self, train: bool) -> None:
+        """Dropout on or off. A checkpointed layer recomputes in training mode alone, so its own flag stays on."""
+        self.model.train(train)
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True
 
     def inner_step(self, batches: Sequence[Batch], seed: int) -> Gradient:
         """One optimiser step on theta; returns the gradient it was made with, before clipping."""

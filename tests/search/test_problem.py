@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 
 from flexora.backbone.adapters import attach
 from flexora.backbone.families import family_of
@@ -15,7 +15,7 @@ from flexora.search.inner import AdamW, ClipByNorm, Sgd
 from flexora.search.problem import BilevelProblem
 from flexora.search.selection import resolve_selection
 from tests.search.bilevel import LAYERS, outer_batch, random_batch, toy
-from tests.tiny import tiny_model
+from tests.tiny import FAMILIES, tiny_model
 
 
 def half_problem(base: torch.dtype) -> BilevelProblem:
@@ -82,3 +82,22 @@ def test_dropout_replays_by_seed_and_leaves_the_generator_alone() -> None:
     )
     assert first == again != other
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointed_layers_recompute_on_both_levels(family: str, train: bool) -> None:
+    """Otherwise the validation gradient would need the memory that checkpointing is there to save."""
+    case = toy(family, Sgd(lr=0.5), dropout=0.2)
+    for step in range(2):
+        case.problem.inner_step([random_batch(0)], seed=step)
+    model = case.problem.model
+    assert isinstance(model, PeftModel)
+    plain = case.problem.gradient([random_batch(1)], train=train, seed=3)
+    model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    calls: list[bool] = []
+    case.sites[-1][0].register_forward_hook(lambda module, *_: calls.append(module.training))
+    checkpointed = case.problem.gradient([random_batch(1)], train=train, seed=3)
+    assert calls == [train, train]
+    torch.testing.assert_close(checkpointed.theta, plain.theta, rtol=0, atol=0)
+    torch.testing.assert_close(checkpointed.alpha, plain.alpha, rtol=0, atol=0)
