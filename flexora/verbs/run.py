@@ -68,9 +68,9 @@ def main(arguments: Sequence[str]) -> int:
             return status
     report = write_report(folder.root, recipe.sections["report"]["title"])
     console.rule("[bold]result")
-    if not waiting:
+    if not waiting:  # otherwise the phases have just shown both
         console.print(gate_bars(Selection.read(folder.selection)))
-    console.print(results_table(Results.read(folder.results)))
+        console.print(results_table(Results.read(folder.results)))
     console.print(f"adapter: {folder.adapter('finetune')}\nreport:  {report}", soft_wrap=True)
     return 0
 
