@@ -18,34 +18,48 @@ if TYPE_CHECKING:
     from flexora.finetune.module import FinetuneModule
     from flexora.scoring.module import ScoreModule
     from flexora.search.estimators import FirstOrder, Unrolled
+    from flexora.search.inner import SGD, AdamW
     from flexora.search.module import SearchModule
+    from flexora.search.rules import Budget, Positive, Threshold, TopK
     from flexora.search.selection import Selection
 
 _HOMES = {
+    "AdamW": "flexora.search.inner",
     "ArcEasy": "flexora.data.arc",
     "Backbone": "flexora.backbone.loading",
     "BilevelDataModule": "flexora.data.bilevel",
+    "Budget": "flexora.search.rules",
     "FinetuneModule": "flexora.finetune.module",
     "FirstOrder": "flexora.search.estimators",
     "FlexoraError": "flexora.errors",
     "MultipleChoiceDataModule": "flexora.data.multiple_choice",
+    "Positive": "flexora.search.rules",
+    "SGD": "flexora.search.inner",
     "ScoreModule": "flexora.scoring.module",
     "SearchModule": "flexora.search.module",
     "Selection": "flexora.search.selection",
+    "Threshold": "flexora.search.rules",
+    "TopK": "flexora.search.rules",
     "Unrolled": "flexora.search.estimators",
 }
 
 __all__ = [
+    "SGD",
+    "AdamW",
     "ArcEasy",
     "Backbone",
     "BilevelDataModule",
+    "Budget",
     "FinetuneModule",
     "FirstOrder",
     "FlexoraError",
     "MultipleChoiceDataModule",
+    "Positive",
     "ScoreModule",
     "SearchModule",
     "Selection",
+    "Threshold",
+    "TopK",
     "Unrolled",
 ]
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"flexora {verb}: error: {error}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"flexora {verb}: interrupted; the same command continues from its last checkpoint", file=sys.stderr)
+        print(f"flexora {verb}: interrupted; the same command goes on from what is done", file=sys.stderr)
         return stop.status if isinstance(stop, Interrupted) else 130
     except SystemExit as leave:  # --help and --print_config leave this way
         return leave.code if isinstance(leave.code, int) else 0
@@ -55,8 +55,9 @@ def _help() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:<{width}}  {does}" for verb, does in VERBS.items())
     return (
-        "usage: flexora VERB [--config FILE ...] [--section.setting VALUE ...]\n\n"
+        "usage: flexora VERB [OPTION ...]\n\n"
         "Flexible low-rank adaptation: find the layers that deserve LoRA, then fine-tune those alone.\n\n"
         f"verbs:\n{verbs}\n\n"
-        "flexora VERB --help lists the settings of a verb, flexora VERB --config FILE --print_config the resolved ones."
+        "flexora VERB --help lists the options of a verb; flexora run --config FILE --print_config shows what a recipe "
+        "resolves to."
     )

@@ -48,6 +48,9 @@ class ReportSettings:
     title: str | None = None
 
 
+#: Classes that the search uses unless told otherwise: written out, their settings are flags and show in the recipe.
+DEFAULT_CLASSES = {"estimator": "Unrolled", "inner_optimizer": "AdamW", "rule": "Positive"}
+
 HINT = "; --help lists the settings"
 
 #: What the help of a verb says of its short flags.
@@ -95,7 +98,8 @@ def recipe_parser(verb: str) -> RecipeParser:
     """The typed parser of a whole recipe, for one verb."""
     parser = RecipeParser(
         prog=f"flexora {verb}",
-        description="Settings come from --config files (later ones win) and flags such as --search.outer_steps 20."
+        description="Settings come from --config files (later ones win) and flags such as --search.outer_steps 20. "
+        "--data.help ArcEasy lists the settings of a benchmark, --search.rule.help TopK those of a class."
         + SHORT_FLAGS.get(verb, ""),
         exit_on_error=True,
     )
@@ -109,6 +113,7 @@ def recipe_parser(verb: str) -> RecipeParser:
     parser.add_class_arguments(LoraConfig, "adapter", help="PEFT's LoRA configuration.")
     parser.add_class_arguments(L.Trainer, "trainer", instantiate=False, help="Lightning's Trainer.")
     parser.add_class_arguments(SearchModule, "search", skip=SHARED, help="The search phase.")
+    parser.set_defaults({f"search.{name}": {"class_path": default} for name, default in DEFAULT_CLASSES.items()})
     parser.add_argument("--search.trainer", type=dict[str, Any], default={}, help="Overrides of trainer in the search.")
     parser.add_class_arguments(FinetuneModule, "finetune", skip=SHARED | {"selection"}, help="The fine-tune phase.")
     parser.add_argument(

@@ -36,8 +36,9 @@ class RecipeFile:
 def all_recipes() -> list[RecipeFile]:
     """Every recipe, by name; section files in folders that start with an underscore are not recipes."""
     root = recipes_root()
-    paths = sorted(path for path in root.rglob("*.yaml") if not any(part.startswith("_") for part in path.parts))
-    return [RecipeFile(str(path.relative_to(root).with_suffix("")), path) for path in paths]
+    names = sorted(path.relative_to(root) for path in root.rglob("*.yaml"))
+    kept = [name for name in names if not any(part.startswith("_") for part in name.parts)]
+    return [RecipeFile(str(name.with_suffix("")), root / name) for name in kept]
 
 
 def find_recipe(name: str) -> RecipeFile:

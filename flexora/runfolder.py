@@ -34,6 +34,15 @@ class RunFolder:
         """The evaluation's results."""
         return self.root / "evaluate" / "results.json"
 
+    def selection_of(self, phase: str) -> Path:
+        """The selection that a fine-tune was made with."""
+        return self.root / phase / "selection.json"
+
+    def settings(self, phase: str) -> dict[str, Any]:
+        """The settings that a finished phase was run with."""
+        settings: dict[str, Any] = json.loads(self.mark(phase).read_text())
+        return settings
+
     def adapter(self, phase: str) -> Path:
         """The PEFT folder of a fine-tune."""
         return self.root / phase / "adapter"
@@ -101,9 +110,13 @@ class RunFolder:
         """Mark a phase as done."""
         write_json(self.mark(phase), settings)
 
-    def write_config(self, text: str) -> Path:
-        """Keep the resolved recipe."""
-        return write_atomically(self.root / "config.yaml", text)
+    def reopen(self, phase: str) -> None:
+        """Take the mark of a finished phase away."""
+        self.mark(phase).unlink(missing_ok=True)
+
+    def write_config(self, phase: str, text: str) -> Path:
+        """Keep the resolved recipe that a phase runs with."""
+        return write_atomically(self.root / phase / "config.yaml", text)
 
     def _require_same(self, file: Path, phase: str, settings: Mapping[str, Any]) -> None:
         if not file.is_file():

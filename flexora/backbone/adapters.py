@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from flexora.search.selection import Selection
 
 
+#: Names of the weights in a PEFT folder.
+WEIGHT_FILES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
+
+
 def attach(model: PreTrainedModel, adapter: LoraConfig, selection: Selection, family: Family) -> PeftModel:
     """Put a fresh adapter on the chosen projections of the chosen layers.
 
@@ -58,7 +62,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         FlexoraError: If the folder holds no whole adapter, or it does not fit the model.
     """
-    if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+    if not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise FlexoraError(f"the adapter {folder} holds no {SAFETENSORS_WEIGHTS_NAME}; name a whole PEFT folder")
     try:
         weights = load_peft_weights(str(folder), device="cpu")

@@ -39,4 +39,6 @@ class ArcEasy(MultipleChoiceDataModule):
         """Write a row as lm-evaluation-harness does: question and ``Answer:`` on two lines, then the choice."""
         context = f"Question: {row['question']}\nAnswer:"
         choices = row["choices"]
+        if row["answerKey"] not in choices["label"]:
+            raise ValueError(f"answerKey {row['answerKey']!r} is none of the labels {', '.join(choices['label'])}")
         return Question.with_choices(context, choices["text"], choices["label"].index(row["answerKey"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from flexora.scoring.results import Metric
 
 
-class MultipleChoiceDataModule(L.LightningDataModule):
+class MultipleChoiceDataModule(L.LightningDataModule, ABC):
     """Rows of a multiple-choice benchmark for the search, the fine-tune and the evaluation.
 
     The train split is shuffled by ``split_seed``; its first ``validation_rows`` are held out (the search's outer
@@ -241,7 +241,7 @@ def _encode_row(
             raise ValueError(f"field {missing[0]} is missing")
         encoded = encode(question(row), tokenizer, max_length)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FlexoraError(f"data: {place} row {index}: {error}; mend or remove the row") from error
+        raise FlexoraError(f"data: {place} row {index + 1}: {error}; mend or remove the row") from error
     packed = collate([encoded], [index], 0, all_choices=True)
     answer = encoded["sequences"][encoded["answer"]]
     return {

@@ -12,6 +12,7 @@ from flexora.files import write_atomically
 from flexora.report import cells, summary
 from flexora.report.plots import draw
 from flexora.report.run import Run
+from flexora.report.terminal import results_markdown
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
 
@@ -19,7 +20,7 @@ from flexora.search.selection import Selection
 def write_report(run_dir: Path, title: str | None = None) -> Path:
     """Write ``report/report.html`` into the run's folder, with its pictures beside it and embedded in it.
 
-    Parts that the run does not have yet are left out.
+    The accuracy table is there as ``results.md`` too. Parts that the run does not have yet are left out.
 
     Args:
         run_dir: The run's folder.
@@ -34,6 +35,8 @@ def write_report(run_dir: Path, title: str | None = None) -> Path:
     run = Run.read(run_dir)
     out_dir = run_dir / "report"
     pictures = draw(run, out_dir)
+    if run.results:
+        write_atomically(out_dir / "results.md", results_markdown(run.results))
     model, benchmark = summary.model_and_benchmark(run)
     # autoescape is set for all names: Jinja2's own choice goes by the ending and would skip ``.j2``.
     environment = Environment(
@@ -54,7 +57,7 @@ def write_report(run_dir: Path, title: str | None = None) -> Path:
         pictures={name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()},
         findings=_findings(run),
         settings=cells.setting_rows(_settings(run.selection, run.results)),
-        config=run.config,
+        configs=run.configs,
     )
     return write_atomically(out_dir / "report.html", page)
 

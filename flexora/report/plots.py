@@ -171,24 +171,16 @@ def accuracy_figure(results: Results) -> Figure:
     return figure
 
 
-def write_plots(run_dir: Path, out_dir: Path) -> dict[str, Path]:
+def draw(run: Run, out_dir: Path) -> dict[str, Path]:
     """Write ``alpha.png``, ``gates.png``, ``loss.png`` and ``accuracy.png``, those that the run has data for.
 
     Args:
-        run_dir: The run's folder.
+        run: The run.
         out_dir: Where the pictures go; created where missing.
 
     Returns:
         The path of each picture by its name (``alpha``, ``gates``, ``loss``, ``accuracy``).
-
-    Raises:
-        FlexoraError: If the run has nothing to show or a part of it is malformed.
     """
-    return draw(Run.read(run_dir), out_dir)
-
-
-def draw(run: Run, out_dir: Path) -> dict[str, Path]:
-    """:func:`write_plots` for a run that was already read."""
     figures: dict[str, Figure] = {}
     if run.history:
         figures["alpha"] = alpha_figure(run.history, run.selection)

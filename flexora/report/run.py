@@ -63,16 +63,18 @@ class Run:
     """The parts of a run; None where the user has not made them yet.
 
     Attributes:
-        selection: The chosen layers.
+        selection: The layers that the search chose.
         history: The course of the search.
         results: The accuracies.
-        config: The resolved recipe as YAML text.
+        configs: The resolved recipes as YAML text, by the phases that ran with them.
+        tuned: The layers that were fine-tuned: the search's, or others that the user named.
     """
 
     selection: Selection | None
     history: History | None
     results: Results | None
-    config: str | None
+    configs: dict[str, str]
+    tuned: Selection | None = None
 
     @classmethod
     def read(cls, run_dir: Path) -> Run:
@@ -84,16 +86,16 @@ class Run:
         selection = run_dir / "search" / "selection.json"
         history = run_dir / "search" / "history.csv"
         results = run_dir / "evaluate" / "results.json"
-        config = run_dir / "config.yaml"
-        if not any(path.is_file() for path in (selection, history, results, config)):
-            raise FlexoraError(
-                f"nothing to report in {run_dir}: no search, evaluation or config.yaml; run a search first"
-            )
+        tuned = run_dir / "finetune" / "selection.json"
+        configs = _read_configs(run_dir)
+        if not configs and not any(path.is_file() for path in (selection, history, results)):
+            raise FlexoraError(f"nothing to report in {run_dir}: no phase has run there; run a search first")
         run = cls(
             selection=Selection.read(selection) if selection.is_file() else None,
             history=History.read(history) if history.is_file() else None,
             results=Results.read(results) if results.is_file() else None,
-            config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
+            configs=configs,
+            tuned=Selection.read(tuned) if tuned.is_file() else None,
         )
         if run.selection and run.history and len(run.history.alpha[0]) != run.selection.num_layers:
             raise FlexoraError(
@@ -101,3 +103,13 @@ class Run:
                 "they are from different searches: search again"
             )
         return run
+
+
+def _read_configs(run_dir: Path) -> dict[str, str]:
+    """The recipes of the phases; those that ran with the same one share an entry."""
+    phases: dict[str, list[str]] = {}
+    for phase in ("search", "finetune", "evaluate"):
+        file = run_dir / phase / "config.yaml"
+        if file.is_file():
+            phases.setdefault(file.read_text(encoding="utf-8", errors="replace"), []).append(phase)
+    return {", ".join(names): text for text, names in phases.items()}

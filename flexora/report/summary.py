@@ -42,9 +42,9 @@ def chosen(selection: Selection) -> str:
 
 def summary(run: Run) -> str:
     """One paragraph: what was chosen, what it costs, and what it scores."""
-    sentences = [_choice(run.selection, run.results)] if run.selection else []
+    sentences = _choices(run)
     if run.results:
-        sentences.append(_scores(run.results, "its" if run.selection else "Flexora's"))
+        sentences.append(_scores(run.results, "its" if sentences else "Flexora's"))
     if not sentences and run.history:
         sentences.append(
             f"The search has done {run.history.outer_steps[-1]:,} outer steps and has chosen no layers yet."
@@ -52,7 +52,22 @@ def summary(run: Run) -> str:
     return " ".join(sentences) or "This run has neither searched nor evaluated yet."
 
 
-def _choice(selection: Selection, results: Results | None) -> str:
+def _choices(run: Run) -> list[str]:
+    """What the search chose; and what was fine-tuned, where the user named other layers."""
+    tuned = run.tuned or run.selection
+    if tuned is None:
+        return []
+    if run.selection is None:
+        return [f"LoRA was put on {_with_cost(tuned, run.results)}, named by hand."]
+    if tuned.layers == run.selection.layers:
+        return [f"Flexora chose {_with_cost(tuned, run.results)}."]
+    return [
+        f"The search chose {chosen(run.selection)}: {spans(run.selection.layers)}.",
+        f"LoRA was put on others, named by hand: {_with_cost(tuned, run.results)}.",
+    ]
+
+
+def _with_cost(selection: Selection, results: Results | None) -> str:
     arms = {arm.name: arm for arm in results.arms} if results else {}
     cost = ""
     if "flexora" in arms:
@@ -61,7 +76,7 @@ def _choice(selection: Selection, results: Results | None) -> str:
         if "lora" in arms and arms["lora"].trainable_parameters:
             cost += f", {parameters / arms['lora'].trainable_parameters:.0%} of plain LoRA's"
         cost += ")"
-    return f"Flexora chose {chosen(selection)}{cost}: {spans(selection.layers)}."
+    return f"{chosen(selection)}{cost}: {spans(selection.layers)}"
 
 
 def _scores(results: Results, whose: str) -> str:

@@ -96,7 +96,7 @@ class InnerOptimizer(ABC):
         return out_theta, out_gradient, out_buffers
 
 
-class Sgd(InnerOptimizer):
+class SGD(InnerOptimizer):
     """Stochastic gradient descent with optional momentum, as ``torch.optim.SGD``.
 
     Args:

@@ -108,19 +108,19 @@ class Selection(_Part):
         """Number of decoder layers of the base model."""
         return self.base.num_layers
 
-    def write(self, path: Path) -> Path:
-        """Write the selection atomically as JSON and return ``path``."""
-        return write_atomically(path, self.model_dump_json(indent=2, exclude_none=True) + "\n")
+    def write(self, path: Path | str) -> Path:
+        """Write the selection atomically as JSON and return its path."""
+        return write_atomically(Path(path), self.model_dump_json(indent=2, exclude_none=True) + "\n")
 
     @classmethod
-    def read(cls, path: Path) -> Selection:
+    def read(cls, path: Path | str) -> Selection:
         """Read and validate a selection file.
 
         Raises:
             FlexoraError: If the file is missing, not JSON, or inconsistent; one line that names the first problem.
         """
         try:
-            text = path.read_text()
+            text = Path(path).expanduser().read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise FlexoraError(
                 f"cannot read the selection {path}: {error}; name a selection.json that exists"
@@ -183,8 +183,8 @@ def resolve_selection(text: str, architecture: str, num_layers: int, projections
     Raises:
         FlexoraError: If the text cannot be read or does not fit the model.
     """
-    if text.endswith(".json") or Path(text).is_file():
-        selection = Selection.read(Path(text)).require(architecture, num_layers, text)
+    if text.endswith(".json") or Path(text).expanduser().is_file():
+        selection = Selection.read(text).require(architecture, num_layers, text)
         for names in selection.targets.values():
             try:
                 family_of(architecture).expand(names)

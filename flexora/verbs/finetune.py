@@ -27,16 +27,17 @@ def main(arguments: Sequence[str]) -> int:
     """
     recipe = Recipe("finetune", [_long_form(argument) for argument in arguments])
     recipe.require_precision("finetune")
+    recipe.require_end()
     folder, name = recipe.folder, recipe.sections["finetune"]["folder"]
     selection = _selection(recipe)
     settings = recipe.settings("finetune") | {"targets": selection.model_dump(mode="json")["targets"]}
     with folder.locked():
         folder.start(name, settings)
-        folder.write_config(recipe.text)
+        folder.write_config(name, recipe.text)
         place = folder.root / name
-        selection.write(place / "selection.json")
+        selection.write(folder.selection_of(name))
         checkpoints = ModelCheckpoint(place / "checkpoints", "best", monitor="val_loss", save_last=True)
-        module = recipe.module("finetune") | {"selection": str(place / "selection.json")}
+        module = recipe.module("finetune") | {"selection": str(folder.selection_of(name))}
         cli = lightning_cli(
             recipe,
             "finetune",

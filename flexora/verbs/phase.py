@@ -31,6 +31,29 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
 
+#: Settings of the data that leave a phase's result as it is; evaluation batches only decide speed.
+UNDECISIVE_DATA: dict[Phase, set[str]] = {
+    "search": {"batch_size", "evaluate_rows", "evaluate_batch_size"},
+    "finetune": {"evaluate_rows", "evaluate_batch_size"},
+    "evaluate": {"batch_size", "train_rows", "validation_rows", "evaluate_batch_size"},
+}
+#: Settings of the trainer that change a phase's result. The search has its own clock, accumulation and clipping.
+DECISIVE_TRAINER: dict[Phase, tuple[str, ...]] = {
+    "search": ("precision",),
+    "finetune": (
+        "precision",
+        "max_epochs",
+        "max_steps",
+        "max_time",
+        "limit_train_batches",
+        "accumulate_grad_batches",
+        "gradient_clip_val",
+        "gradient_clip_algorithm",
+    ),
+    "evaluate": ("precision",),
+}
+
+
 class PhaseParser(LightningArgumentParser):
     """LightningCLI's parser with errors in one line."""
 
@@ -96,20 +119,32 @@ class Recipe:
         """
         require_precision(self.trainer(phase).get("precision"), phase)
 
-    def settings(self, phase: str) -> dict[str, Any]:
+    def require_end(self) -> None:
+        """Make sure that the fine-tune ends: Lightning's own default is 1,000 epochs.
+
+        Raises:
+            FlexoraError: If neither epochs, steps nor time are limited.
+        """
+        trainer = self.trainer("finetune")
+        if trainer.get("max_epochs") is None and trainer.get("max_steps") in (None, -1) and not trainer.get("max_time"):
+            raise FlexoraError("finetune: nothing says when training ends; set finetune.trainer.max_epochs, e.g. to 3")
+
+    def settings(self, phase: Phase) -> dict[str, Any]:
         """The settings that decide a phase's result: what may not change between two runs into one folder."""
-        decisive = {"search": ("search",), "finetune": ("finetune",), "evaluate": ()}[phase]
-        rows = {"evaluate_rows", "evaluate_batch_size"}
-        data = {k: v for k, v in self.sections["data"]["init_args"].items() if k not in rows or phase == "evaluate"}
-        trainer = self.trainer(phase)
-        return {
-            "seed": self.sections["seed"],
-            "backbone": self.sections["backbone"],
-            "data": {"class_path": self.sections["data"]["class_path"], **data},
-            "adapter": self.sections["adapter"],
-            "trainer": {k: trainer[k] for k in ("precision", "max_epochs", "max_steps", "accumulate_grad_batches")},
-            **{k: {n: v for n, v in self.sections[k].items() if n != "trainer"} for k in decisive},
+        sections, trainer = self.sections, self.trainer(phase)
+        data = sections["data"]["init_args"]
+        settings: dict[str, Any] = {
+            "backbone": sections["backbone"],
+            "data": {
+                "class_path": sections["data"]["class_path"],
+                **{name: value for name, value in data.items() if name not in UNDECISIVE_DATA[phase]},
+            },
+            "trainer": {name: trainer[name] for name in DECISIVE_TRAINER[phase]},
+            phase: {name: value for name, value in sections[phase].items() if name != "trainer"},
         }
+        if phase != "evaluate":  # it scores adapters whatever they were made with
+            settings |= {"seed": sections["seed"], "adapter": sections["adapter"]}
+        return settings
 
 
 def lightning_cli(

@@ -46,12 +46,14 @@ def main(arguments: Sequence[str]) -> int:
 def _copy(recipe: RecipeFile, file: Path) -> None:
     if file.exists():
         raise FlexoraError(f"{file} exists already; choose another name")
-    write_atomically(file, flattened(recipe))
+    write_atomically(file, flattened(recipe, file))
     print(f"{file}: edit it, then flexora run --config {file}")
 
 
-def flattened(recipe: RecipeFile) -> str:
-    """The recipe as one file: its head comment, and every shared section in place of its path."""
+def flattened(recipe: RecipeFile, file: Path) -> str:
+    """The recipe as one file: its head comment with the new name, and every shared section in place of its path."""
     lines = recipe.path.read_text().splitlines(keepends=True)
     head = takewhile(lambda line: line.startswith("#"), lines)
-    return "".join(head) + yaml.safe_dump(load_sections(recipe.path), sort_keys=False, allow_unicode=True)
+    start = f"# Start: flexora run --config {file}\n"
+    comment = "".join(start if line.startswith("# Start:") else line for line in head)
+    return comment + yaml.safe_dump(load_sections(recipe.path), sort_keys=False, allow_unicode=True)

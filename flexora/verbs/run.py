@@ -12,30 +12,33 @@ from types import FrameType
 
 from rich.console import Console
 
+from flexora.backbone.limits import Phase
 from flexora.report.html import write_report
 from flexora.report.terminal import gate_bars, results_table
+from flexora.runfolder import RunFolder
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
+from flexora.verbs.evaluate import fingerprints, require_arms
 from flexora.verbs.phase import Recipe
 
 
 @dataclass(frozen=True)
-class Phase:
+class Step:
     """One step of a run: the folder it fills and the verb that fills it."""
 
     name: str
-    verb: str
+    verb: Phase
     flags: list[str] = field(default_factory=list)
 
 
-def phases(arms: Sequence[str]) -> list[Phase]:
-    """The steps of a run; plain LoRA is trained if it is among the arms to evaluate."""
-    lora = Phase("lora", "finetune", ["--finetune.selection=all", "--finetune.folder=lora"])
+def steps_of(arms: Sequence[str], *, searches: bool) -> list[Step]:
+    """The steps of a run: plain LoRA is trained if it is among the arms, and nothing is searched that is given."""
+    lora = Step("lora", "finetune", ["--finetune.selection=all", "--finetune.folder=lora"])
     return [
-        Phase("search", "search"),
-        Phase("finetune", "finetune"),
+        *([Step("search", "search")] if searches else []),
+        Step("finetune", "finetune"),
         *([lora] if "lora" in arms else []),
-        Phase("evaluate", "evaluate"),
+        Step("evaluate", "evaluate"),
     ]
 
 
@@ -48,20 +51,25 @@ def main(arguments: Sequence[str]) -> int:
         FlexoraError: If the recipe does not allow it, or the folder holds a run with other settings.
     """
     recipe = Recipe("run", arguments)
-    console = Console()
-    folder = recipe.folder
-    steps = phases(recipe.sections["evaluate"]["arms"])
+    console, folder = Console(), recipe.folder
+    arms = recipe.sections["evaluate"]["arms"]
+    recipe.require_end()
+    require_arms(arms)  # before hours of training
+    steps = steps_of(arms, searches=recipe.sections["finetune"]["selection"] is None)
     for step in steps:
         _require_same(recipe, step)
-    waiting = [step for step in steps if not folder.is_done(step.name)]
+    waiting = [step for step in steps if not _is_done(folder, step, arms)]
     if not waiting:
         console.print(f"all done: {folder.root} holds the finished run", soft_wrap=True)
     for step in steps:
-        if step not in waiting:
+        if _is_done(folder, step, arms):
             _require_same(recipe, step)  # once more: a search that was done again may have chosen other layers
             console.print(f"[bold]{step.name}[/bold]: done already")
             continue
         console.rule(f"[bold]{step.name}")
+        if folder.is_done(step.name):
+            console.print("the adapters have changed since they were scored: scoring them again")
+            folder.reopen(step.name)
         status = _call([sys.executable, "-m", "flexora", step.verb, *arguments, *step.flags])
         if status:
             console.print(f"run: stopped in {step.name} with status {status}; the same command continues there")
@@ -69,13 +77,20 @@ def main(arguments: Sequence[str]) -> int:
     report = write_report(folder.root, recipe.sections["report"]["title"])
     console.rule("[bold]result")
     if not waiting:  # otherwise the phases have just shown both
-        console.print(gate_bars(Selection.read(folder.selection)))
+        console.print(gate_bars(Selection.read(folder.selection_of("finetune"))))
         console.print(results_table(Results.read(folder.results)))
     console.print(f"adapter: {folder.adapter('finetune')}\nreport:  {report}", soft_wrap=True)
     return 0
 
 
-def _require_same(recipe: Recipe, step: Phase) -> None:
+def _is_done(folder: RunFolder, step: Step, arms: Sequence[str]) -> bool:
+    """Whether a step is finished; an evaluation is only while the adapters are those that it scored."""
+    if not folder.is_done(step.name):
+        return False
+    return step.name != "evaluate" or folder.settings("evaluate").get("adapters") == fingerprints(folder, arms)
+
+
+def _require_same(recipe: Recipe, step: Step) -> None:
     if not recipe.folder.is_done(step.name):
         return
     settings = recipe.settings(step.verb)
@@ -83,8 +98,6 @@ def _require_same(recipe: Recipe, step: Phase) -> None:
         settings["targets"] = Selection.read(recipe.folder.selection).model_dump(mode="json")["targets"]
     if step.name == "lora":
         settings["finetune"] |= {"selection": "all", "folder": "lora"}
-    if step.verb == "evaluate":
-        settings["arms"] = recipe.sections["evaluate"]["arms"]
     recipe.folder.require_same(step.name, settings)
 
 
@@ -99,12 +112,15 @@ def _call(command: Sequence[str]) -> int:
 
 @contextmanager
 def _forwarded(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Hand SIGTERM and SIGINT on to the phase, which saves and ends; this process waits for it."""
+    """Hand signals on to the phase, which saves and ends; this process waits for it."""
 
     def forward(number: int, frame: FrameType | None) -> None:
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)  # Lightning saves on SIGTERM
 
-    old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup asks to outlive the terminal
+        numbers.append(signal.SIGHUP)
+    old = {number: signal.signal(number, forward) for number in numbers}
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = recipe.folder
     with folder.locked():
         folder.start("search", recipe.settings("search"))
-        folder.write_config(recipe.text)
+        folder.write_config("search", recipe.text)
         cli = lightning_cli(
             recipe,
             "search",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from flexora.recipes import find_recipe, load_sections
 from flexora.scoring.module import ScoreModule
 from flexora.search.module import SearchModule
 from flexora.search.selection import resolve_selection
+from flexora.verbs.evaluate import require_arms
 from flexora.verbs.phase import Recipe, lightning_cli
 
 
@@ -45,7 +47,8 @@ def main(arguments: Sequence[str]) -> int:
 def problems(name: str) -> Iterator[str]:
     """Yield what is wrong with a recipe: first its form, and if that is right, what it refers to."""
     try:
-        path = Path(name) if Path(name).suffix == ".yaml" else find_recipe(name).path
+        looks_like_a_file = Path(name).is_file() or Path(name).suffix in (".yaml", ".yml")
+        path = Path(name) if looks_like_a_file else find_recipe(name).path
         sections = load_sections(path)
     except FlexoraError as error:
         yield str(error)
@@ -63,14 +66,43 @@ def _wrong_settings(sections: dict[str, Any]) -> Iterator[str]:
     if data is None:
         yield "data: the recipe names no benchmark; add for instance data: {class_path: ArcEasy}"
     else:
-        yield from _attempt(parse, {"data": data})
+        yield from _problems_of(parse, {"data": data})
     for name, section in sections.items():
         if name == "data":
             continue
         settings = section.items() if isinstance(section, dict) else ()
         for part in [{name: {key: value}} for key, value in settings] or [{name: section}]:
             # The benchmark is required, and a whole one keeps each setting's problem its own.
-            yield from _attempt(parse, {"data": {"class_path": "ArcEasy"}, **part})
+            yield from _problems_of(parse, {"data": {"class_path": "ArcEasy"}, **part})
+
+
+def _problems_of(parse: Callable[..., object], setting: dict[str, Any]) -> Iterator[str]:
+    """Parse one setting; what a problem names in ``init_args`` is taken out, and the rest tried again."""
+    removed: list[str] = []
+    while found := list(_attempt(parse, setting)):
+        if not any(_names(found[0], name) for name in removed):  # an argument taken out may be required
+            yield found[0]
+        smaller = _without_named(setting, found[0], removed)
+        if smaller is None:
+            return
+        setting = smaller
+
+
+def _without_named(value: dict[str, Any], problem: str, removed: list[str]) -> dict[str, Any] | None:
+    """The setting without the class argument that a problem names; none if it names none."""
+    for key, inner in value.items():
+        if not isinstance(inner, dict):
+            continue
+        if key == "init_args" and (wrong := next((name for name in inner if _names(problem, name)), None)):
+            removed.append(wrong)
+            return {**value, key: {name: kept for name, kept in inner.items() if name != wrong}}
+        if (smaller := _without_named(inner, problem, removed)) is not None:
+            return {**value, key: smaller}
+    return None
+
+
+def _names(problem: str, name: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b", problem) is not None
 
 
 def _wrong_references(path: Path) -> Iterator[str]:
@@ -83,6 +115,8 @@ def _wrong_references(path: Path) -> Iterator[str]:
         ("finetune", FinetuneModule, recipe.module("finetune") | {"selection": "all"}),
         ("evaluate", ScoreModule, {"backbone": recipe.sections["backbone"]}),
     )
+    found += _attempt(recipe.require_end)
+    found += _attempt(require_arms, recipe.sections["evaluate"]["arms"])
     for phase, module_class, module in phases:
         found += _attempt(recipe.require_precision, phase)
         found += _attempt(_check_phase, recipe, phase, module_class, module, architectures)

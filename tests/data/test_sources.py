@@ -126,7 +126,7 @@ def replaced(value: Any, *path: Any) -> Callable[[dict[str, Any]], object]:
         (replaced("  ", "choices", "text", 2), "choice 2 is empty"),
         (replaced(None, "choices", "text", 1), ""),
         (replaced("x", "choices"), ""),
-        (replaced({"text": ["x", "y"], "label": []}, "choices"), "is not in list"),
+        (replaced({"text": ["x", "y"], "label": []}, "choices"), "none of the labels"),
         (replaced("long " * 40, "choices", "text", 0), "choice 0 has 201 tokens, which max_length 128 cannot hold"),
     ],
     ids=[
@@ -157,5 +157,5 @@ def test_rows_that_cannot_be_used_are_named(
     write_jsonl(tmp_path / "train.jsonl", rows)
     data = ArcEasy(Backbone(str(tiny_models["llama"])), str(tmp_path), max_length=128)
     message = refusal(lambda: data.rows("train"))
-    assert f"ArcEasy {tmp_path} [train] row {spoilt[0]}: " in message
+    assert f"ArcEasy {tmp_path} [train] row {spoilt[0] + 1}: " in message
     assert expected in message.split(" row ", 1)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,20 @@ def test_a_copy_is_one_file_with_the_same_settings(
     assert Recipe("run", ["--config", "mine.yaml"]).sections == original
     assert main(["recipes", "cp", name, "mine.yaml"]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_a_copy_says_how_to_start_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes", "cp", "demo", "mine.yml"]) == 0
+    assert "# Start: flexora run --config mine.yml\n" in Path("mine.yml").read_text()
+
+
+def test_recipes_are_found_below_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders of sections start with an underscore, and so do the work folders of some CI runners."""
+    place = tmp_path / "_work" / "recipes"
+    shutil.copytree(find_recipe("demo").path.parent, place)
+    monkeypatch.setattr("flexora.recipes.recipes_root", lambda: place)
+    assert [recipe.name for recipe in all_recipes()] == RECIPES
 
 
 def test_ls_and_show(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,5 +72,5 @@ def run_dir(tmp_path: Path, selection: Selection, results: Results) -> Path:
         )
         for step in range(1, 9):
             writer.writerow([step, 2.0 - step / 10, 2.5 - step / 10, 0.1, *(value * step / 8 for value in ALPHA)])
-    (folder / "config.yaml").write_text("seed: 1234  # <b>bold</b>\n")
+    (folder / "search" / "config.yaml").write_text("seed: 1234  # <b>bold</b>\n")
     return folder

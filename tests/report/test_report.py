@@ -12,7 +12,7 @@ import pytest
 from flexora.errors import FlexoraError
 from flexora.report.cells import estimate
 from flexora.report.html import write_report
-from flexora.report.plots import write_plots
+from flexora.report.plots import draw
 from flexora.report.run import Run
 from flexora.report.summary import accuracy_finding, spans, summary
 from flexora.scoring.results import Estimate, Results
@@ -88,7 +88,7 @@ def test_report_warns_of_cuts_and_short_searches(run_dir: Path, results: Results
     [
         ("evaluate/results.json", "Accuracy"),
         ("search/history.csv", "Loss over the search"),
-        ("config.yaml", "config.yaml"),
+        ("search/config.yaml", "recipe of search"),
     ],
 )
 def test_missing_parts_are_left_out(run_dir: Path, missing: str, heading: str) -> None:
@@ -108,7 +108,7 @@ def test_report_without_a_search(run_dir: Path) -> None:
     assert ">Layers<" not in page
 
 
-@pytest.mark.parametrize("write", [write_report, lambda folder: write_plots(folder, folder)])
+@pytest.mark.parametrize("write", [write_report, Run.read])
 def test_empty_folder_is_one_line(tmp_path: Path, write: object) -> None:
     """Nothing to report: one line that names folder and remedy, and nothing written."""
     assert callable(write)
@@ -141,7 +141,7 @@ def test_damaged_history_is_named(run_dir: Path, old: str, new: str, named: str)
 
 def test_plots_are_whole_pngs(run_dir: Path, tmp_path: Path) -> None:
     """Four complete PNGs of the full width, and no temporary file beside them."""
-    paths = write_plots(run_dir, tmp_path / "pictures")
+    paths = draw(Run.read(run_dir), tmp_path / "pictures")
     assert {name: path.name for name, path in paths.items()} == {name: f"{name}.png" for name in PICTURES}
     for path in paths.values():
         data = path.read_bytes()
@@ -155,7 +155,7 @@ def test_plots_draw_one_step_and_no_movement(run_dir: Path, tmp_path: Path) -> N
     """A single outer step with a NaN loss and alpha at zero can be drawn."""
     header = (run_dir / "search" / "history.csv").read_text().splitlines()[0]
     (run_dir / "search" / "history.csv").write_text(f"{header}\n1,nan,2.0,0,0,0,0,0,0,0\n")
-    assert set(write_plots(run_dir, tmp_path)) == set(PICTURES)
+    assert set(draw(Run.read(run_dir), tmp_path)) == set(PICTURES)
 
 
 def test_words(results: Results) -> None:

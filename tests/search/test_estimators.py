@@ -7,12 +7,12 @@ import torch
 
 from flexora.search.estimators import SEED_STRIDE, FirstOrder, Unrolled
 from flexora.search.gates import gates_of
-from flexora.search.inner import AdamW, InnerOptimizer, Sgd
+from flexora.search.inner import SGD, AdamW, InnerOptimizer
 from tests.search.bilevel import mean_loss, oracle, outer_batch, set_tensor_gates, toy, warm_up
 
 OPTIMIZERS: dict[str, InnerOptimizer] = {
-    "sgd": Sgd(lr=0.5),
-    "momentum": Sgd(lr=0.3, momentum=0.9),
+    "sgd": SGD(lr=0.5),
+    "momentum": SGD(lr=0.3, momentum=0.9),
     "adamw": AdamW(lr=1e-2, weight_decay=0.1),
 }
 
@@ -52,7 +52,7 @@ def test_unrolled_leaves_the_inner_steps_where_first_order_leaves_them() -> None
 
 
 def test_first_order_is_the_direct_part_alone() -> None:
-    case = toy("llama", Sgd(lr=0.5))
+    case = toy("llama", SGD(lr=0.5))
     warm_up(case, 3)
     batch = outer_batch(2)
     unrolled = oracle(case, batch, seed=1, stride=SEED_STRIDE)

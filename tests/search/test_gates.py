@@ -11,7 +11,7 @@ from flexora.backbone.families import family_of
 from flexora.errors import FlexoraError
 from flexora.scoring.likelihood import token_log_likelihoods
 from flexora.search.gates import Gates, gates_of
-from flexora.search.inner import Sgd
+from flexora.search.inner import SGD
 from flexora.search.selection import resolve_selection
 from tests.search.bilevel import LAYERS, mean_loss, random_batch, set_tensor_gates, toy, warm_up
 from tests.tiny import tiny_model
@@ -50,7 +50,7 @@ def test_gates_at_alpha_zero_are_plain_lora_to_the_bit(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "glm"])
 def test_gate_gradient_equals_autograd_with_a_tensor_gate(family: str) -> None:
-    case = toy(family, Sgd(lr=0.5))
+    case = toy(family, SGD(lr=0.5))
     warm_up(case, 4)
     found = case.problem.gradient([random_batch(1), random_batch(2)], train=False, seed=0)
 
@@ -67,7 +67,7 @@ def test_gate_gradient_equals_autograd_with_a_tensor_gate(family: str) -> None:
 
 
 def test_the_cold_start_has_no_direct_gradient() -> None:
-    case = toy("llama", Sgd(lr=0.5))
+    case = toy("llama", SGD(lr=0.5))
     assert not case.problem.gradient([random_batch(1)], train=False, seed=0).alpha.any()
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flexora.search.inner import AdamW, ClipByNorm, InnerOptimizer, Sgd
+from flexora.search.inner import SGD, AdamW, ClipByNorm, InnerOptimizer
 
 CASES: list[tuple[InnerOptimizer, type[torch.optim.Optimizer], dict[str, float]]] = [
-    (Sgd(lr=0.1), torch.optim.SGD, {"lr": 0.1}),
-    (Sgd(lr=0.1, momentum=0.9), torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+    (SGD(lr=0.1), torch.optim.SGD, {"lr": 0.1}),
+    (SGD(lr=0.1, momentum=0.9), torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
     (AdamW(lr=3e-3), torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.0}),
     (AdamW(lr=3e-3, weight_decay=0.1), torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1}),
 ]

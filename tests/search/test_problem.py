@@ -11,7 +11,7 @@ from flexora.backbone.families import family_of
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.estimators import SEED_STRIDE, Unrolled
 from flexora.search.gates import Gates
-from flexora.search.inner import AdamW, ClipByNorm, Sgd
+from flexora.search.inner import SGD, AdamW, ClipByNorm
 from flexora.search.problem import BilevelProblem
 from flexora.search.selection import resolve_selection
 from tests.search.bilevel import LAYERS, outer_batch, random_batch, toy
@@ -58,7 +58,7 @@ def test_adapter_and_alpha_stay_in_float32(base: torch.dtype) -> None:
 
 def test_micro_batches_add_up_to_the_joint_batch() -> None:
     """Means of sums over the joint number of tokens, never means of means."""
-    case = toy("llama", Sgd(lr=0.5))
+    case = toy("llama", SGD(lr=0.5))
     case.problem.inner_step([random_batch(0)], seed=0)
     parts = [random_batch(1, rows=1), random_batch(2, rows=4)]
     together = case.problem.gradient(parts, train=False, seed=0)
@@ -73,7 +73,7 @@ def test_micro_batches_add_up_to_the_joint_batch() -> None:
 
 
 def test_dropout_replays_by_seed_and_leaves_the_generator_alone() -> None:
-    case = toy("llama", Sgd(lr=0.5), dropout=0.5)
+    case = toy("llama", SGD(lr=0.5), dropout=0.5)
     for step in range(3):
         case.problem.inner_step([random_batch(0)], seed=step)
     state = torch.get_rng_state()
@@ -88,7 +88,7 @@ def test_dropout_replays_by_seed_and_leaves_the_generator_alone() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_checkpointed_layers_recompute_on_both_levels(family: str, train: bool) -> None:
     """Otherwise the validation gradient would need the memory that checkpointing is there to save."""
-    case = toy(family, Sgd(lr=0.5), dropout=0.2)
+    case = toy(family, SGD(lr=0.5), dropout=0.2)
     for step in range(2):
         case.problem.inner_step([random_batch(0)], seed=step)
     model = case.problem.model

@@ -43,6 +43,7 @@ def failing(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         (["--search.rule=Budget", "--search.rule.parameters=5"], "one layer needs 224"),
         (["--config=missing.yaml"], "missing.yaml"),
         (["--data=Nope"], "data: "),
+        (["--data=MultipleChoiceDataModule"], "data: .*abstract"),
         (["--data.source=/does/not/exist"], "/does/not/exist is not a folder"),
         (["--data.max_length=4"], "which max_length 4 cannot hold"),
         (["--data.train_rows=1000"], "has 48 train rows"),
@@ -188,8 +189,14 @@ def test_evaluate_refuses_a_broken_adapter(
     [
         ("{broken", "line 49"),
         ('["a", "list"]', "line 49: not a JSON object"),
-        (json.dumps({"id": "x", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}), "row 48"),
-        (json.dumps(arc_row(0, __import__("random").Random(0)) | {"answerKey": "Z"}), "row 48"),
+        (
+            json.dumps({"id": "x", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}),
+            "row 49: field question is missing",
+        ),
+        (
+            json.dumps(arc_row(0, __import__("random").Random(0)) | {"answerKey": "Z"}),
+            "row 49: answerKey 'Z' is none of the labels A, B, C, D",
+        ),
     ],
     ids=["malformed", "list", "field", "answer"],
 )
@@ -242,6 +249,46 @@ def test_validate_lists_all_problems_at_once(tmp_path: Path, capsys: pytest.Capt
     assert all(line.startswith(f"{file}: ") for line in lines)
     for name in ("data", "seed", "outputdir", "dtyp", "search.outer_steps", "inner_stepz"):
         assert sum(name in line for line in lines) == 1, name
+
+
+def test_validate_lists_all_arguments_of_a_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bad.yml"
+    file.write_text(
+        "data: {class_path: ArcEasy, init_args: {batch_sizee: 1, validation_rows: x, max_length: y, train_rows: 5}}\n"
+        "search: {rule: {class_path: TopK, init_args: {k: x, kk: 3}}}\n"
+    )
+    assert main(["validate", str(file)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    for name in ("batch_sizee", "validation_rows", "max_length", "rule: k:", "'kk'"):
+        assert sum(name in line for line in lines) == 1, (name, lines)
+    assert len(lines) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"  trainer: {max_epochs: 2}": "  trainer: {}"}, "nothing says when training ends"),
+        ({"  trainer: {max_epochs: 2}": "  trainer: {max_epochs: 2}\nevaluate: {arms: [base, flexra]}"}, "flexra is"),
+    ],
+    ids=["epochs", "arm"],
+)
+def test_what_would_fail_late_is_refused_early(
+    change: dict[str, str],
+    expected: str,
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    file = recipe()
+    text = file.read_text()
+    for old, new in change.items():
+        assert old in text
+        text = text.replace(old, new)
+    file.write_text(text)
+    assert expected in failing(["run", "--config", str(file)], capfd)
+    assert not (tmp_path / "out").exists()
+    assert main(["validate", str(file)]) == 2
+    assert expected in capfd.readouterr().err
 
 
 def test_validate_finds_wrong_references(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

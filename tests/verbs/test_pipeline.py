@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from flexora.cli import main
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
+from flexora.verbs.phase import Recipe
 from tests.tiny import FAMILIES
 
 #: LoRA parameters per layer at r 2 on q_proj (32 -> 32) and v_proj (32 -> 16) of the tiny models.
@@ -112,29 +113,6 @@ def test_finetune_learns(recipe: Callable[..., Path], tmp_path: Path) -> None:
     assert losses[-1] < losses[0] - 0.1
 
 
-def test_run_does_everything_and_a_second_run_says_so(
-    recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    config, out = str(recipe()), tmp_path / "out"
-    assert main(["run", "--config", config]) == 0
-    table = capfd.readouterr().out
-    assert "flexora" in table
-    results = Results.read(out / "evaluate" / "results.json")
-    assert [arm.name for arm in results.arms] == ["base", "lora", "flexora"]
-    assert results.arms[1].trainable_parameters == 4 * PER_LAYER
-    written = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
-
-    assert main(["run", "--config", config]) == 0
-    assert "all done" in capfd.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == written
-
-    assert main(["run", "--config", config, "--search.inner_steps=5"]) == 2
-    assert "search.inner_steps 2 -> 5" in capfd.readouterr().err
-    assert main(["search", "--config", config]) == 2
-    assert "already holds a finished run" in capfd.readouterr().err
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == written
-
-
 def test_an_interrupted_search_continues_to_the_same_bits(recipe: Callable[..., Path], tmp_path: Path) -> None:
     config, out = str(recipe()), tmp_path / "out"
     long = ["--search.outer_steps=40", "--output_dir"]
@@ -173,6 +151,21 @@ def test_print_config_resolves_the_recipe(recipe: Callable[..., Path], capsys: p
     assert "outer_steps: 7" in shown
     assert "max_length: 64" in shown
     assert "use_rslora: false" in shown
+    for name in (
+        "Unrolled",
+        "AdamW",
+        "Positive",
+        "weight_decay: 0.0",
+    ):  # the defaults of the search, with their settings
+        assert name in shown
+
+
+def test_settings_that_a_phase_ignores_do_not_bind_it(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    parsed = [Recipe("run", ["--config", str(recipe()), *flags]) for flags in ([], ["--trainer.max_epochs=3"])]
+    assert parsed[0].settings("search") == parsed[1].settings("search")
+    assert parsed[0].settings("evaluate") == parsed[1].settings("evaluate")
+    changed = Recipe("run", ["--config", str(recipe()), "--finetune.trainer.max_epochs=3"])
+    assert parsed[0].settings("finetune") != changed.settings("finetune")
 
 
 def test_a_lock_keeps_a_second_process_out(

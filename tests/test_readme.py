@@ -1,0 +1,35 @@
+"""The README's code runs as it stands, on a tiny model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+
+from flexora import Selection
+from tests.tiny import tiny_model
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_phases_need_no_shell(
+    tmp_path: Path, tiny_models: dict[str, Path], benchmark_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if "SearchModule" in block]
+    for old, new in (
+        ("Backbone()", f"Backbone({str(tiny_models['llama'])!r})"),
+        ('source="packaged", train_rows=480', f"source={str(benchmark_folder)!r}, validation_rows=8"),
+        ("outer_steps=12", "outer_steps=2"),
+    ):
+        assert old in code
+        code = code.replace(old, new)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    layers = Selection.read("selection.json").layers
+    adapted = PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "adapter")
+    assert {
+        int(name.split("layers.")[1].split(".")[0]) for name, _ in adapted.named_parameters() if "lora_A" in name
+    } == set(layers)

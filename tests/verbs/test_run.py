@@ -1,0 +1,104 @@
+"""``flexora run``: all phases in one go, again, after changes, and through signals."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flexora.cli import main
+from flexora.scoring.results import Results
+from tests.verbs.test_pipeline import PER_LAYER
+
+
+def test_run_does_everything_and_a_second_run_says_so(
+    recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config, out = str(recipe()), tmp_path / "out"
+    assert main(["run", "--config", config]) == 0
+    table = capfd.readouterr().out
+    assert "flexora" in table
+    results = Results.read(out / "evaluate" / "results.json")
+    assert [arm.name for arm in results.arms] == ["base", "lora", "flexora"]
+    assert results.arms[1].trainable_parameters == 4 * PER_LAYER
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
+
+    assert main(["run", "--config", config]) == 0
+    assert "all done" in capfd.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == written
+
+    assert main(["run", "--config", config, "--search.inner_steps=5"]) == 2
+    assert "search.inner_steps 2 -> 5" in capfd.readouterr().err
+    assert main(["search", "--config", config]) == 2
+    assert "already holds a finished run" in capfd.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == written
+
+    # A fine-tune that is done again makes the old scores those of an adapter that is gone.
+    other = ["--finetune.learning_rate=0.5"]
+    assert main(["run", "--config", config, *other]) == 2
+    assert "finetune.learning_rate 0.01 -> 0.5" in capfd.readouterr().err
+    for phase in ("finetune", "lora"):
+        shutil.rmtree(out / phase)
+    assert main(["run", "--config", config, *other]) == 0
+    assert "scoring them again" in capfd.readouterr().out
+    again = Results.read(out / "evaluate" / "results.json")
+    assert again.arms[0] == results.arms[0]
+    assert again.arms[2].loss != results.arms[2].loss
+
+
+def test_layers_that_are_given_are_not_searched(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ["--finetune.selection=2,3", "--evaluate.arms=[flexora, base]"]
+    assert main(["run", "--config", str(recipe()), *flags]) == 0
+    assert not (out / "search").exists()
+    report = (out / "report" / "report.html").read_text()
+    assert "LoRA was put on 2 of 4 layers" in report
+    assert "2, 3, named by hand" in report
+    arms = Results.read(out / "evaluate" / "results.json").arms
+    assert [arm.name for arm in arms] == ["flexora", "base"]
+    assert arms[0].over_base is not None  # whatever the order
+    assert "acc_norm" in (out / "report" / "results.md").read_text()
+    assert main(["run", "--config", str(recipe()), *flags]) == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)],
+    ids=str,
+)
+def test_a_signal_reaches_the_phase_and_nothing_is_lost(
+    number: signal.Signals, status: int, recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    history = tmp_path / "out" / "search" / "history.csv"
+    command = [sys.executable, "-m", "flexora", "run", "--config", str(recipe())]
+    # A runner may ignore SIGINT or SIGHUP for its children; a terminal does not.
+    process = subprocess.Popen(
+        [*command, "--search.outer_steps=3000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=_default_signals,  # noqa: PLW1509 - nothing forks in another thread here
+    )
+    deadline = time.monotonic() + 240
+    while not (history.is_file() and len(history.read_text().splitlines()) > 2):
+        assert time.monotonic() < deadline, "the search did not start"
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == status, output
+    assert "the same command" in output
+    assert "Traceback" not in output
+    assert (tmp_path / "out" / "search" / "checkpoints" / "last.pt").is_file()
+    assert not (tmp_path / "out" / "search" / "selection.json").exists()
+
+
+def _default_signals() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
