@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import jsonargparse
+import jsonargparse.typing
 import lightning as L
 from peft import LoraConfig
 
@@ -16,6 +17,8 @@ from flexora.data.multiple_choice import MultipleChoiceDataModule
 from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
 from flexora.search.module import SearchModule
+
+Seed = jsonargparse.typing.restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 
 SECTIONS = ("backbone", "adapter", "trainer", "search", "finetune", "evaluate", "report")
 
@@ -104,7 +107,7 @@ def recipe_parser(verb: str) -> RecipeParser:
         exit_on_error=True,
     )
     parser.add_argument("--config", action="config", help="A recipe; may be given several times, later ones win.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of adapters, order and dropout.")
+    parser.add_argument("--seed", type=Seed, default=0, help="Seed of adapters, order and dropout.")
     parser.add_argument("--output_dir", type=str, default="runs/flexora", help="Folder of all results.")
     parser.add_class_arguments(Backbone, "backbone", help="The base model.")
     parser.add_subclass_arguments(

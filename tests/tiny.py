@@ -113,6 +113,7 @@ search:
   accumulate: 2
   checkpoint_every: 1
   alpha_lr: 0.1
+  average_last: 2
 finetune:
   learning_rate: 0.01
   trainer: {{max_epochs: 2}}

@@ -72,6 +72,9 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         raise FlexoraError(
             f"cannot load the adapter {folder}: {reason[:200]}; name a PEFT folder made for this base model"
         ) from error
+    if not isinstance(adapted.peft_config["default"], LoraConfig):
+        kind = adapted.peft_config["default"].peft_type.value
+        raise FlexoraError(f"the adapter {folder} is of type {kind}; LoRA alone can be scored so far")
     left_over = sorted(weights.keys() ^ get_peft_model_state_dict(adapted).keys())
     if left_over:  # PEFT loads what fits, and at most warns
         raise FlexoraError(
@@ -88,5 +91,6 @@ def trainable_parameters(model: PeftModel) -> int:
 def adapter_size(model: PeftModel) -> tuple[int, int]:
     """Number of decoder layers with an adapter, and number of its parameters."""
     prefix = family_of(type(model.get_base_model()).__name__).layers + "."
-    layers = {status.name.split(prefix, 1)[1].split(".", 1)[0] for status in get_layer_status(model)}
+    names = [status.name for status in get_layer_status(model)]  # the head may be adapted too
+    layers = {name.split(prefix, 1)[1].split(".", 1)[0] for name in names if prefix in name}
     return len(layers), sum(tensor.numel() for tensor in get_peft_model_state_dict(model).values())

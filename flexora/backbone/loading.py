@@ -25,7 +25,7 @@ class Backbone:
     Attributes:
         model: A hub id, a local folder, or ``packaged:SmolLM2-135M-Instruct``.
         revision: Branch, tag or commit on the hub.
-        dtype: Precision of the frozen weights. The adapter and alpha are float32 whatever stands here.
+        dtype: Precision of the frozen weights. The adapter and alpha are float32 (float64 beside float64 weights).
         attention: Attention implementation of transformers.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
     """

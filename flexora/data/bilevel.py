@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
 import lightning as L
-import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flexora.data.batch import Batch
@@ -51,8 +50,7 @@ class OuterBatches(Dataset[OuterBatch]):
     def _draw(self, rows: EncodedRows, step: int, batches: int, seed: int) -> list[Batch]:
         size = batches * self.batch_size
         drawn = RowStream(len(rows), seed).take(step * size, size)
-        lengths = np.asarray(rows.data["length"])
-        grouped = group_rows(drawn, lengths, self.batch_size, seed=(seed, step))
+        grouped = group_rows(drawn, rows.lengths, self.batch_size, seed=(seed, step))
         return [rows.__getitems__(MicroBatch(group, 0)) for group in grouped]
 
 

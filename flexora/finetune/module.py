@@ -87,7 +87,9 @@ class FinetuneModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the adapter, warm-up and cosine over all optimiser steps."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        fused = parameters[0].device.type == "cuda"
+        # Lightning's mixed precision clips no gradients of a fused optimiser.
+        clips_mixed = self.trainer.gradient_clip_val is not None and "mixed" in str(self.trainer.precision)
+        fused = parameters[0].device.type == "cuda" and not clips_mixed
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = get_cosine_schedule_with_warmup(optimizer, round(self.warmup_ratio * steps), steps)

@@ -53,6 +53,10 @@ class SearchFiles(Callback):
             cast("SearchModule", pl_module).restore(self._snapshot)
             self._snapshot = None
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over a complete checkpoint: it leaves no step to make, and then Lightning never starts to train."""
+        self.on_train_start(trainer, pl_module)
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Keep the history up to date, and the state every few steps."""
         module = cast("SearchModule", pl_module)

@@ -68,7 +68,7 @@ class Gates:
     def __init__(self, model: PeftModel, layers_path: str, num_layers: int) -> None:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         for name, _ in named:
-            if ".lora_A." not in name and ".lora_B." not in name:
+            if not name.endswith((f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight")):
                 raise FlexoraError(
                     f"search: {name} is neither LoRA's A nor B; search needs plain LoRA (no DoRA, no bias)"
                 )

@@ -80,6 +80,10 @@ class SearchModule(L.LightningModule):
         for name, value in counts.items():
             if value < 1:
                 raise FlexoraError(f"search.{name}: {value} is too small; give at least 1")
+        if adapter.rank_pattern:
+            raise FlexoraError(
+                "adapter.rank_pattern: the search compares layers of one size; remove it, or fine-tune with --selection"
+            )
         self.automatic_optimization = False
         self.strict_loading = False  # the frozen base model is in no checkpoint
         self.backbone = backbone
@@ -134,10 +138,10 @@ class SearchModule(L.LightningModule):
         return len(self.history)
 
     def on_train_start(self) -> None:
-        """Bring the inner optimiser's buffers to the device: they were made before the model moved there."""
+        """Bring the inner optimiser's buffers to theta's device and precision: they were made before it got there."""
         problem = self._problem
-        device = self.alpha.device
-        problem.state = InnerState(problem.state.step, [[b.to(device) for b in bs] for bs in problem.state.buffers])
+        kept = zip(problem.theta, problem.state.buffers, strict=True)
+        problem.state = InnerState(problem.state.step, [[b.to(theta) for b in buffers] for theta, buffers in kept])
 
     def training_step(self, batch: OuterBatch, batch_idx: int) -> None:
         """One outer step: T inner steps on LoRA, the hypergradient, and one Adam step on alpha."""

@@ -171,10 +171,10 @@ def lightning_cli(
     """
     settings = recipe.trainer(phase)
     if settings.get("logger") is None:
-        place = {"save_dir": str(folder), "name": "logs"}
+        # Each start gets a version of its own: Lightning deletes the metrics of one that exists.
         settings["logger"] = [
-            {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {**place, "version": version}}
-            for name, version in (("CSVLogger", "csv"), ("TensorBoardLogger", "tensorboard"))
+            {"class_path": f"lightning.pytorch.loggers.{kind}", "init_args": {"save_dir": str(folder), "name": name}}
+            for kind, name in (("CSVLogger", "logs/csv"), ("TensorBoardLogger", "logs/tensorboard"))
         ]
     bars = [] if settings.get("enable_progress_bar") is False else [progress_bar()]
     # LightningCLI must never see the verb's own command line: it would parse it once more.
@@ -248,6 +248,7 @@ def _silence() -> None:
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*LeafSpec.*",
+        ".*across ranks is zero.*",  # a search whose steps are all done
         ".*loftq_config.*",
         ".*is_gradient_checkpointing.*",
     )

