@@ -130,7 +130,7 @@ def test_an_interrupted_search_continues_to_the_same_bits(recipe: Callable[..., 
     interrupted.wait()
     assert not (out / "search" / "selection.json").exists()
     kept = len(torch.load(out / "search" / "checkpoints" / "last.pt", weights_only=True)["history"])
-    assert 5 <= kept < 40
+    assert 4 <= kept < 40  # the history is written first: the kill may fall between the two
 
     assert main(["search", "--config", config, *long, str(out)]) == 0
     assert main(["search", "--config", config, *long, str(tmp_path / "straight")]) == 0
