@@ -27,7 +27,7 @@ class RunFolder:
     @property
     def selection(self) -> Path:
         """The selection that the search wrote."""
-        return self.root / "search" / "selection.json"
+        return self.selection_of("search")
 
     @property
     def results(self) -> Path:
@@ -35,7 +35,7 @@ class RunFolder:
         return self.root / "evaluate" / "results.json"
 
     def selection_of(self, phase: str) -> Path:
-        """The selection that a fine-tune was made with."""
+        """The selection that a search wrote, or that a fine-tune was made with."""
         return self.root / phase / "selection.json"
 
     def settings(self, phase: str) -> dict[str, Any]:

@@ -133,7 +133,7 @@ class MultipleChoiceDataModule(L.LightningDataModule, ABC):
             tokenizer=self.tokenizer,
             max_length=self.max_length,
             place=place,
-            code=code_fingerprint(type(self), Question, encode, collate),
+            code=code_fingerprint(type(self), Question, encode, collate, _encode_row),
         )
         return raw.map(row_encoder, with_indices=True, remove_columns=raw.column_names, desc=f"Encoding {place}")
 

@@ -87,9 +87,7 @@ class FinetuneModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the adapter, warm-up and cosine over all optimiser steps."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        # Lightning's mixed precision clips no gradients of a fused optimiser.
-        clips_mixed = self.trainer.gradient_clip_val is not None and "mixed" in str(self.trainer.precision)
-        fused = parameters[0].device.type == "cuda" and not clips_mixed
+        fused = may_fuse(parameters[0].device.type, self.trainer.gradient_clip_val, str(self.trainer.precision))
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = get_cosine_schedule_with_warmup(optimizer, round(self.warmup_ratio * steps), steps)
@@ -116,3 +114,8 @@ class FinetuneModule(L.LightningModule):
         """Keep the adapter alone: the frozen base model can be loaded again."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+
+def may_fuse(device: str, clip: float | None, precision: str) -> bool:
+    """Whether AdamW may run as one kernel: on CUDA, unless mixed precision clips, which Lightning then refuses."""
+    return device == "cuda" and not (clip is not None and "mixed" in precision)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,8 +70,6 @@ def failing(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
 def test_search_refuses(
     flags: list[str], expected: str, recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    import re
-
     line = failing(["search", "--config", str(recipe()), *flags], capfd)
     assert re.search(expected, line), line
     assert not (tmp_path / "out" / "search" / "selection.json").exists()
@@ -198,7 +198,7 @@ def test_evaluate_refuses_a_broken_adapter(
             "row 49: field question is missing",
         ),
         (
-            json.dumps(arc_row(0, __import__("random").Random(0)) | {"answerKey": "Z"}),
+            json.dumps(arc_row(0, random.Random(0)) | {"answerKey": "Z"}),
             "row 49: answerKey 'Z' is none of the labels A, B, C, D",
         ),
     ],
@@ -240,75 +240,3 @@ def test_a_section_without_settings(
 def test_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dance"]) == 2
     assert "unknown verb 'dance'; known are run" in capsys.readouterr().err
-
-
-def test_validate_lists_all_problems_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "bad.yaml"
-    file.write_text(
-        "seed: x\noutputdir: y\nbackbone: {model: here, dtyp: float32}\nsearch: {outer_steps: a, inner_stepz: 1}\n"
-    )
-    assert main(["validate", str(file)]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 6
-    assert all(line.startswith(f"{file}: ") for line in lines)
-    for name in ("data", "seed", "outputdir", "dtyp", "search.outer_steps", "inner_stepz"):
-        assert sum(name in line for line in lines) == 1, name
-
-
-def test_validate_lists_all_arguments_of_a_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "bad.yml"
-    file.write_text(
-        "data: {class_path: ArcEasy, init_args: {batch_sizee: 1, validation_rows: x, max_length: y, train_rows: 5}}\n"
-        "search: {rule: {class_path: TopK, init_args: {k: x, kk: 3}}}\n"
-    )
-    assert main(["validate", str(file)]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    for name in ("batch_sizee", "validation_rows", "max_length", "rule: k:", "'kk'"):
-        assert sum(name in line for line in lines) == 1, (name, lines)
-    assert len(lines) == 5
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"  trainer: {max_epochs: 2}": "  trainer: {}"}, "nothing says when training ends"),
-        ({"  trainer: {max_epochs: 2}": "  trainer: {max_epochs: 2}\nevaluate: {arms: [base, flexra]}"}, "flexra is"),
-    ],
-    ids=["epochs", "arm"],
-)
-def test_what_would_fail_late_is_refused_early(
-    change: dict[str, str],
-    expected: str,
-    recipe: Callable[..., Path],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    file = recipe()
-    text = file.read_text()
-    for old, new in change.items():
-        assert old in text
-        text = text.replace(old, new)
-    file.write_text(text)
-    assert expected in failing(["run", "--config", str(file)], capfd)
-    assert not (tmp_path / "out").exists()
-    assert main(["validate", str(file)]) == 2
-    assert expected in capfd.readouterr().err
-
-
-def test_validate_finds_wrong_references(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    file = recipe()
-    text = file.read_text().replace("finetune:\n", "finetune:\n  selection: 0-9\n")
-    text = text.replace("adapter: {r: 2,", "adapter: {target_modules: [q_proj], r: 2,")
-    file.write_text(
-        text.replace("devices: 1,", "devices: 1, precision: bf16-true,").replace("source: ", "source: /gone")
-    )
-    assert main(["validate", str(file)]) == 2
-    found = capsys.readouterr().err
-    assert "layer 9 is out of range" in found
-    assert found.count("bf16-true is refused") == 3
-    assert found.count("is not a folder") == 1
-
-
-def test_validate_accepts_a_good_recipe(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["validate", str(recipe("glm"))]) == 0
-    assert capsys.readouterr().out.endswith(": ok\n")
