@@ -1,4 +1,4 @@
-"""What a phase asks of the Trainer: a precision that keeps LoRA and alpha in float32, and one device so far."""
+"""What a phase asks of the Trainer: a precision that keeps LoRA and alpha in float32, and devices it can use."""
 
 from __future__ import annotations
 
@@ -42,13 +42,33 @@ def require_precision(precision: str | int | None, phase: Phase) -> None:
 
 
 def require_trainer(trainer: L.Trainer, phase: Phase) -> None:
-    """Refuse a Trainer that would round the adapter, or that has several devices, which no phase handles yet.
+    """Refuse a Trainer that would round the adapter, or whose strategy the phase cannot follow.
+
+    The search runs under DDP, with a process for each device, as it reduces its gradients itself; the other phases run
+    on one device so far.
 
     Raises:
         FlexoraError: If the phase cannot run on it.
     """
     require_precision(trainer.precision, phase)
-    if trainer.world_size > 1:
+    if phase == "search":
+        _require_ddp(trainer)
+    elif trainer.world_size > 1:
         raise FlexoraError(
             f"{phase}: runs on one device so far, but trainer.devices gives {trainer.world_size}; set it to 1"
+        )
+
+
+def _require_ddp(trainer: L.Trainer) -> None:
+    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+    from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+    strategy = trainer.strategy
+    if isinstance(strategy, SingleDeviceStrategy):
+        return
+    # Strategies that inherit from DDP shard parameters; spawned processes could not hand their result back.
+    if type(strategy) is not DDPStrategy or not isinstance(strategy.launcher, _SubprocessScriptLauncher):
+        raise FlexoraError(
+            f"search: trainer.strategy {type(strategy).__name__} is not supported; the search runs on one device, or "
+            "with strategy ddp, where each process holds the whole model"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict
 
 import lightning as L
@@ -17,41 +17,72 @@ if TYPE_CHECKING:
     from flexora.data.multiple_choice import MultipleChoiceDataModule
 
 
+#: Seeds of successive repeats lie this far apart, away from the seeds that users count up.
+REPEAT_STRIDE = 1_000_003
+
+
 class OuterBatch(TypedDict):
     """The data of one outer step.
 
     Attributes:
-        train: For each inner step its micro-batches, ``[inner_steps][accumulate]``.
-        validation: The micro-batches of the outer objective, ``[validation_batches]``.
+        outer_step: Its number, from 0.
+        train: For each inner step this process's micro-batches, ``[inner_steps][accumulate]``.
+        validation: This process's micro-batches of the outer objective, ``[validation_batches]``.
     """
 
+    outer_step: int
     train: list[list[Batch]]
     validation: list[Batch]
 
 
 @dataclass(frozen=True)
 class OuterBatches(Dataset[OuterBatch]):
-    """Outer step k as a pure function of k and the seed."""
+    """Outer step k as a pure function of k and the seed.
 
-    train: EncodedRows
-    validation: EncodedRows
+    Attributes:
+        rows: The benchmark.
+        outer_steps: Outer steps of each repeat; repeats have their own order and their own held-out rows.
+        batch_size: Rows of each micro-batch.
+        inner_steps: Inner steps of each outer step.
+        accumulate: Micro-batches of each inner step in each process.
+        validation_batches: Micro-batches of the outer objective in each process.
+        rank: This process.
+        world_size: Number of processes; the micro-batches of a step are dealt to them in turn.
+    """
+
+    rows: MultipleChoiceDataModule
+    outer_steps: int
     batch_size: int
     inner_steps: int
     accumulate: int
     validation_batches: int
-    seed: int
+    rank: int = 0
+    world_size: int = 1
+    _splits: dict[int, tuple[EncodedRows, EncodedRows]] = field(default_factory=dict)
 
-    def __getitem__(self, step: int) -> OuterBatch:
-        micro = self._draw(self.train, step, self.inner_steps * self.accumulate, self.seed)
-        groups = [micro[start : start + self.accumulate] for start in range(0, len(micro), self.accumulate)]
-        validation = self._draw(self.validation, step, self.validation_batches, self.seed + 1)
-        return OuterBatch(train=groups, validation=validation)
+    def __getitem__(self, outer_step: int) -> OuterBatch:
+        repeat, step = divmod(outer_step, self.outer_steps)
+        if repeat not in self._splits:
+            train, validation = (
+                EncodedRows(part, self.rows.pad_token, all_choices=False) for part in self.rows.split(repeat)
+            )
+            self._splits[repeat] = (train, validation)
+        train, validation = self._splits[repeat]
+        seed = self.rows.seed + repeat * REPEAT_STRIDE
+        return OuterBatch(
+            outer_step=outer_step,
+            train=self._draw(train, step, self.inner_steps, self.accumulate, seed),
+            validation=self._draw(validation, step, 1, self.validation_batches, seed + 1)[0],
+        )
 
-    def _draw(self, rows: EncodedRows, step: int, batches: int, seed: int) -> list[Batch]:
-        size = batches * self.batch_size
+    def _draw(self, rows: EncodedRows, step: int, gradients: int, batches: int, seed: int) -> list[list[Batch]]:
+        """The micro-batches of successive gradients: of each gradient's, every process takes its own."""
+        joint = batches * self.world_size
+        size = gradients * joint * self.batch_size
         drawn = RowStream(len(rows), seed).take(step * size, size)
         grouped = group_rows(drawn, rows.lengths, self.batch_size, seed=(seed, step))
-        return [rows.__getitems__(MicroBatch(group, 0)) for group in grouped]
+        own = [grouped[start + self.rank : start + joint : self.world_size] for start in range(0, len(grouped), joint)]
+        return [[rows.__getitems__(MicroBatch(group, 0)) for group in groups] for groups in own]
 
 
 class StepsFrom(Sampler[int]):
@@ -73,11 +104,12 @@ class BilevelDataModule(L.LightningDataModule):
 
     Args:
         rows: The benchmark. Its ``train_set`` feeds the inner steps, its ``validation_set`` the outer objective.
-        outer_steps: Number of outer steps K.
+        outer_steps: Number of outer steps K of each repeat.
         inner_steps: Inner steps T of each outer step.
         batch_size: Rows of each micro-batch.
         accumulate: Micro-batches of each inner step.
         validation_batches: Micro-batches of the outer objective.
+        repeats: Repeats, each with an order and held-out rows of its own.
     """
 
     def __init__(
@@ -88,14 +120,16 @@ class BilevelDataModule(L.LightningDataModule):
         batch_size: int,
         accumulate: int,
         validation_batches: int,
+        repeats: int = 1,
     ) -> None:
         super().__init__()
         self.rows = rows
+        self.outer_steps = outer_steps
         self.inner_steps = inner_steps
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.validation_batches = validation_batches
-        self.steps = StepsFrom(outer_steps)
+        self.steps = StepsFrom(outer_steps * repeats)
 
     def prepare_data(self) -> None:
         """Fill the caches once per machine."""
@@ -103,14 +137,14 @@ class BilevelDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[OuterBatch]:
         """One item per outer step."""
-        rows = self.rows
         batches = OuterBatches(
-            train=EncodedRows(rows.train_set, rows.pad_token, all_choices=False),
-            validation=EncodedRows(rows.validation_set, rows.pad_token, all_choices=False),
+            rows=self.rows,
+            outer_steps=self.outer_steps,
             batch_size=self.batch_size,
             inner_steps=self.inner_steps,
             accumulate=self.accumulate,
             validation_batches=self.validation_batches,
-            seed=rows.seed,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
         )
         return DataLoader(batches, batch_size=None, sampler=self.steps)

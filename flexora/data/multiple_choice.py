@@ -152,16 +152,28 @@ class MultipleChoiceDataModule(L.LightningDataModule, ABC):
     def _train_split(self) -> Dataset:
         return self.rows("train")
 
+    def split(self, draw: int = 0) -> tuple[Dataset, Dataset]:
+        """The rows to train on, and those held out of the train split.
+
+        Args:
+            draw: 0 for the split itself; other numbers deal the same rows anew, for the repeats of a search.
+        """
+        end = None if self.train_rows is None else self.validation_rows + self.train_rows
+        order = self._train_order[:end]
+        if draw:
+            order = [order[place] for place in permutation(len(order), self.split_seed, draw)]
+        held_out, trained = order[: self.validation_rows], order[self.validation_rows :]
+        return self._train_split.select(trained), self._train_split.select(held_out)
+
     @cached_property
     def train_set(self) -> Dataset:
         """The rows to train on."""
-        end = None if self.train_rows is None else self.validation_rows + self.train_rows
-        return self._train_split.select(self._train_order[self.validation_rows : end])
+        return self.split()[0]
 
     @cached_property
     def validation_set(self) -> Dataset:
         """The rows held out of the train split."""
-        return self._train_split.select(self._train_order[: self.validation_rows])
+        return self.split()[1]
 
     @cached_property
     def reported_rows(self) -> int:
@@ -217,10 +229,16 @@ class MultipleChoiceDataModule(L.LightningDataModule, ABC):
         return self.tokenizer.pad_token_id or 0
 
     def bilevel(
-        self, outer_steps: int, inner_steps: int, batch_size: int, accumulate: int = 1, validation_batches: int = 1
+        self,
+        outer_steps: int,
+        inner_steps: int,
+        batch_size: int,
+        accumulate: int = 1,
+        validation_batches: int = 1,
+        repeats: int = 1,
     ) -> BilevelDataModule:
         """The same rows as batches of the bilevel problem; see :class:`BilevelDataModule`."""
-        return BilevelDataModule(self, outer_steps, inner_steps, batch_size, accumulate, validation_batches)
+        return BilevelDataModule(self, outer_steps, inner_steps, batch_size, accumulate, validation_batches, repeats)
 
 
 def _identity(batch: Any) -> Any:

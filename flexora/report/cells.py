@@ -8,6 +8,7 @@ from typing import Any
 
 from flexora.scoring.results import ArmResult, Estimate, Metric, Results
 from flexora.search.selection import Selection
+from flexora.search.units import flatten
 
 NONE = "\N{EN DASH}"
 METRICS: tuple[Metric, ...] = ("acc", "acc_norm")
@@ -60,20 +61,25 @@ def _arm_cells(arm: ArmResult, primary: Metric) -> list[str]:
 
 
 def layer_cells(selection: Selection) -> Cells:
-    """Header and rows of the chosen layers: only the columns that the selection knows."""
+    """Header and rows of the chosen layers, or of their projections: only the columns that the selection knows."""
     header = ["layer", "projections"]
-    rows = [[str(layer), ", ".join(selection.targets[layer])] for layer in selection.layers]
+    picked = [place for place, unit in enumerate(selection.units) if selection.has_chosen(unit)]
+    units = list(selection.units)
+    rows = [
+        [str(units[place].layer), units[place].projection or ", ".join(selection.targets[units[place].layer])]
+        for place in picked
+    ]
     frequency = selection.stability.frequency if selection.stability else None
     columns = {
-        "alpha": [signed(value) for value in selection.alpha or []],
-        "gate": [f"{value:.2f}" for value in selection.gates or []],
-        "frequency": [f"{value:.0%}" for value in frequency or []],
+        "alpha": [signed(value) for value in flatten(selection.alpha or [])],
+        "gate": [f"{value:.2f}" for value in flatten(selection.gates or [])],
+        "frequency": [f"{value:.0%}" for value in flatten(frequency or [])],
     }
     for name, values in columns.items():
         if values:
             header.append(name)
-            for row, layer in zip(rows, selection.layers, strict=True):
-                row.append(values[layer])
+            for row, place in zip(rows, picked, strict=True):
+                row.append(values[place])
     return header, rows
 
 

@@ -54,6 +54,7 @@ def write_report(run_dir: Path, title: str | None = None) -> Path:
         results=cells.results_cells(run.results) if run.results else None,
         layers=cells.layer_cells(run.selection) if run.selection else None,
         chosen=summary.chosen(run.selection) if run.selection else None,
+        stability=summary.stability_lines(run.selection) if run.selection else [],
         pictures={name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()},
         findings=_findings(run),
         settings=cells.setting_rows(_settings(run.selection, run.results)),
@@ -69,7 +70,7 @@ def _findings(run: Run) -> dict[str, str]:
         findings["alpha"] = summary.alpha_finding(run.history, run.selection)
         findings["loss"] = summary.loss_finding(run.history)
     if run.selection and run.selection.gates:
-        findings["gates"] = summary.gates_finding(run.selection, run.selection.gates)
+        findings["gates"] = summary.gates_finding(run.selection)
     if run.results:
         findings["accuracy"] = summary.accuracy_finding(run.results)
     return findings

@@ -35,6 +35,7 @@ from flexora.report.style import (
 )
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
+from flexora.search.units import flatten
 
 _LABELLED = 5  # layers named at the end of their alpha line: more would crowd
 _FEW_STEPS = 3  # up to here a line needs dots to be seen
@@ -45,29 +46,31 @@ def alpha_figure(history: History, selection: Selection | None) -> Figure:
     """Alpha of every layer over the outer steps; the chosen layers solid, the others thin; the highest ones named.
 
     Args:
-        history: T steps of n layers.
+        history: K steps of n layers, or of their projections.
         selection: The chosen layers; without it all lines are drawn alike.
     """
     steps, final = history.outer_steps, history.alpha[-1]
-    n = len(final)
     figure, (axes,) = new_figure(5.0, summary.alpha_finding(history, selection))
-    colours, depth = depth_colours(), Normalize(0, max(1, n - 1))
-    picked = set(selection.layers if selection else range(n))
-    for layer in range(n):
-        bold = layer in picked
-        axes.plot(
-            steps,
-            [row[layer] for row in history.alpha],
-            color=colours(depth(layer)),
-            linewidth=1.8 if bold else 0.8,
-            alpha=1.0 if bold else 0.45,
-            marker="o" if len(steps) <= _FEW_STEPS else None,
-            clip_on=False,
-            zorder=3 if bold else 2,
-        )
+    layers = [int(name.split(".")[0]) for name in history.units]
+    colours, depth = depth_colours(), Normalize(0, max(1, *layers))
+    picked = {str(unit) for unit in selection.units if selection.has_chosen(unit)} if selection else {*history.units}
+    for place, (name, layer) in enumerate(zip(history.units, layers, strict=True)):
+        bold = name in picked
+        for span in history.spans:
+            axes.plot(
+                steps[span],
+                [row[place] for row in history.alpha[span]],
+                color=colours(depth(layer)),
+                linewidth=1.8 if bold else 0.8,
+                alpha=1.0 if bold else 0.45,
+                marker="o" if len(steps[span]) <= _FEW_STEPS else None,
+                clip_on=False,
+                zorder=3 if bold else 2,
+            )
     axes.axhline(0.0, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-    top = sorted(picked, key=lambda layer: -final[layer])[:_LABELLED]
-    label_ends(axes, {f"layer {layer}": (final[layer], colours(depth(layer))) for layer in top})
+    named = [place for place, name in enumerate(history.units) if name in picked]
+    top = sorted(named, key=lambda place: -final[place])[:_LABELLED]
+    label_ends(axes, {f"layer {history.units[place]}": (final[place], colours(depth(layers[place]))) for place in top})
     bar = figure.colorbar(ScalarMappable(depth, colours), ax=axes, pad=0.03, aspect=30)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     bar.set_label("layer (0 is nearest the input)", color=MUTED, fontsize=10)
@@ -77,34 +80,41 @@ def alpha_figure(history: History, selection: Selection | None) -> Figure:
     return figure
 
 
-def gates_figure(selection: Selection, gates: Sequence[float]) -> Figure:
+def gates_figure(selection: Selection) -> Figure:
     """Final gates over the layers, the chosen ones dark, with the line at 1; below, how often each was chosen.
 
+    With module-wise gates there is a panel of gates for each projection, and none of frequencies.
+
     Args:
-        selection: The chosen layers and, where known, their frequencies.
-        gates: One gate per layer.
+        selection: The chosen layers, their gates and, where known, their frequencies.
     """
-    n = selection.num_layers
-    colours = [BLUE if layer in selection.layers else GREY for layer in range(n)]
-    heights = [3.2, 1.0] if selection.stability else [1.0]
-    figure, panels = new_figure(5.2 if selection.stability else 4.2, summary.gates_finding(selection, gates), heights)
-    gate_axes = panels[0]
-    gate_axes.bar(range(n), gates, color=colours, width=0.8, zorder=2)
-    gate_axes.axhline(1.0, color=ORANGE, linewidth=1.4, zorder=3)
-    gate_axes.annotate(
-        "1 = plain\nLoRA", (1.0, 1.0), (6, 0), gate_axes.get_yaxis_transform(), "offset points",
-        color=ORANGE, fontsize=9.5, va="center", annotation_clip=False,
-    )  # fmt: skip
-    gate_axes.set_ylabel("gate", color=INK, fontsize=LABEL)
-    for label, colour in (("chosen", BLUE), ("not chosen", GREY)):
-        gate_axes.bar([0], [0], color=colour, label=label)
-    gate_axes.legend(frameon=False, fontsize=9.5, labelcolor=INK, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
-    if selection.stability:
-        panels[1].bar(range(n), selection.stability.frequency, color=colours, width=0.8, zorder=2)
-        panels[1].set_ylim(0, 1)
-        panels[1].set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
-        last = selection.stability.last_steps
-        panels[1].set_ylabel(f"chosen in the\nlast {f'{last:,} steps' if last > 1 else 'step'}", color=INK, fontsize=10)
+    n, units, gates = selection.num_layers, list(selection.units), flatten(selection.gates or [])
+    colour = [BLUE if selection.has_chosen(unit) else GREY for unit in units]
+    projections = selection.units.projections or (None,)
+    stability = selection.stability if len(projections) == 1 else None
+    heights = [3.2] * len(projections) + [1.0] * bool(stability)
+    tall = 4.2 + 1.0 * bool(stability) + 1.6 * (len(projections) - 1)
+    figure, panels = new_figure(tall, summary.gates_finding(selection), heights)
+    for column, (projection, axes) in enumerate(zip(projections, panels, strict=False)):
+        own = slice(column, None, len(projections))
+        axes.bar(range(n), gates[own], color=colour[own], width=0.8, zorder=2)
+        axes.set_ylim(0, 1.06 * max(1.0, *gates))
+        axes.axhline(1.0, color=ORANGE, linewidth=1.4, zorder=3)
+        axes.annotate(
+            "1 = plain\nLoRA", (1.0, 1.0), (6, 0), axes.get_yaxis_transform(), "offset points",
+            color=ORANGE, fontsize=9.5, va="center", annotation_clip=False,
+        )  # fmt: skip
+        axes.set_ylabel(f"gate of\n{projection}" if projection else "gate", color=INK, fontsize=LABEL)
+    for label, kind in (("chosen", BLUE), ("not chosen", GREY)):
+        panels[0].bar([0], [0], color=kind, label=label)
+    panels[0].legend(frameon=False, fontsize=9.5, labelcolor=INK, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    if stability:
+        panels[-1].bar(range(n), flatten(stability.frequency), color=colour, width=0.8, zorder=2)
+        panels[-1].set_ylim(0, 1)
+        panels[-1].set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
+        last = stability.last_steps
+        which = f"last {f'{last:,} steps' if last > 1 else 'step'}" + (" of repeats" if stability.repeats else "")
+        panels[-1].set_ylabel(f"chosen in the\n{which}", color=INK, fontsize=10)
     for axes in panels:
         axes.set_xlim(-0.8, n - 0.2)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(n, 32)))
@@ -114,21 +124,22 @@ def gates_figure(selection: Selection, gates: Sequence[float]) -> Figure:
 
 def loss_figure(history: History) -> Figure:
     """Training and validation loss over the outer steps; from 20 steps on faint, under running means."""
-    steps = history.outer_steps
     figure, (axes,) = new_figure(4.0, summary.loss_finding(history))
-    reach = len(steps) // 20 if len(steps) >= _SMOOTH_FROM else 0
+    longest = max(len(history.outer_steps[span]) for span in history.spans)
+    reach = longest // 20 if longest >= _SMOOTH_FROM else 0
     ends = {}
     for name, values, colour in (
         ("training", history.train_loss, ORANGE),
         ("validation", history.validation_loss, BLUE),
     ):
-        if reach:
-            axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
-        means = _running_mean(values, reach)
-        marker = "o" if len(steps) <= _FEW_STEPS else None
-        axes.plot(steps, means, color=colour, linewidth=2.0, marker=marker, clip_on=False)
-        if math.isfinite(means[-1]):
-            ends[name] = (means[-1], colour)
+        for span in history.spans:
+            steps, means = history.outer_steps[span], _running_mean(values[span], reach)
+            if reach:
+                axes.plot(steps, values[span], color=colour, linewidth=0.8, alpha=0.35)
+            marker = "o" if len(steps) <= _FEW_STEPS else None
+            axes.plot(steps, means, color=colour, linewidth=2.0, marker=marker, clip_on=False)
+            if math.isfinite(means[-1]):
+                ends[name] = (means[-1], colour)
     label_ends(axes, ends)
     mean = f"\nrunning mean of {2 * reach + 1:,} steps" if reach else ""
     label_axes(axes, "outer step", f"loss in nats per token{mean}")
@@ -186,7 +197,7 @@ def draw(run: Run, out_dir: Path) -> dict[str, Path]:
         figures["alpha"] = alpha_figure(run.history, run.selection)
         figures["loss"] = loss_figure(run.history)
     if run.selection and run.selection.gates:
-        figures["gates"] = gates_figure(run.selection, run.selection.gates)
+        figures["gates"] = gates_figure(run.selection)
     if run.results:
         figures["accuracy"] = accuracy_figure(run.results)
     return {name: write_atomically(out_dir / f"{name}.png", png(figure)) for name, figure in figures.items()}

@@ -11,22 +11,34 @@ from flexora.errors import FlexoraError
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
 
+ALPHA = "alpha_"
+
 
 @dataclass(frozen=True)
 class History:
     """``history.csv``: one entry per outer step, at least one.
 
     Attributes:
-        outer_steps: Number of each outer step, from 1; length T.
-        train_loss: Training loss in nats, length T; may hold NaN.
-        validation_loss: Validation loss in nats, length T; may hold NaN.
-        alpha: Layer hyperparameters after each step, T rows of n values.
+        outer_steps: Number of each outer step, from 1; length K.
+        repeats: The repeat that each belongs to, from 1; length K.
+        train_loss: Training loss in nats, length K; may hold NaN.
+        validation_loss: Validation loss in nats, length K; may hold NaN.
+        units: Names of what alpha has an entry for, such as ``7`` or ``7.v_proj``; length n.
+        alpha: Hyperparameters after each step, K rows of n values.
     """
 
     outer_steps: list[int]
+    repeats: list[int]
     train_loss: list[float]
     validation_loss: list[float]
+    units: list[str]
     alpha: list[list[float]]
+
+    @property
+    def spans(self) -> list[slice]:
+        """Where each repeat's steps lie."""
+        starts = [i for i, repeat in enumerate(self.repeats) if i == 0 or repeat != self.repeats[i - 1]]
+        return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(self.repeats)], strict=True)]
 
     @classmethod
     def read(cls, path: Path) -> History | None:
@@ -40,16 +52,18 @@ class History:
                 rows = list(csv.DictReader(file))
             if not rows:
                 return None
-            columns = [f"alpha_{layer}" for layer in range(sum(str(name).startswith("alpha_") for name in rows[0]))]
+            columns = [str(name) for name in rows[0] if str(name).startswith(ALPHA)]
             if not columns:
-                raise KeyError("alpha_0")
+                raise KeyError(f"{ALPHA}0")
             alpha = [[float(row[name]) for name in columns] for row in rows]
             if not all(math.isfinite(value) for values in alpha for value in values):
                 raise ValueError("alpha is not finite")
             return cls(
                 outer_steps=[int(row["outer_step"]) for row in rows],
+                repeats=[int(row["repeat"]) for row in rows],
                 train_loss=[float(row["train_loss"]) for row in rows],
                 validation_loss=[float(row["validation_loss"]) for row in rows],
+                units=[name.removeprefix(ALPHA) for name in columns],
                 alpha=alpha,
             )
         except KeyError as error:
@@ -97,10 +111,10 @@ class Run:
             configs=configs,
             tuned=Selection.read(tuned) if tuned.is_file() else None,
         )
-        if run.selection and run.history and len(run.history.alpha[0]) != run.selection.num_layers:
+        if run.selection and run.history and run.history.units != [str(unit) for unit in run.selection.units]:
             raise FlexoraError(
-                f"{history} has {len(run.history.alpha[0])} layers, but {selection} has {run.selection.num_layers}; "
-                "they are from different searches: search again"
+                f"{history} has alpha for {len(run.history.units)} layers or projections, but {selection} for others "
+                f"({len(run.selection.units)}); they are from different searches: search again"
             )
         return run
 

@@ -9,6 +9,7 @@ from flexora.report.cells import estimate, rows_scored, signed
 from flexora.report.run import History, Run
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
+from flexora.search.units import flatten
 
 _SPOKEN = {"lora": "plain LoRA", "base": "the base model"}
 _CLEAR = 2.0  # a difference of fewer standard errors is not called a gain or a loss
@@ -35,9 +36,34 @@ def spans(layers: Sequence[int]) -> str:
     return ", ".join(parts)
 
 
+def listing(selection: Selection) -> str:
+    """The chosen layers, ``0, 3, 5-9``; with module-wise gates those of each projection, ``q_proj 3; v_proj 5-9``."""
+    if not selection.projections:
+        return spans(selection.layers)
+    layers = {name: [n for n, names in selection.targets.items() if name in names] for name in selection.projections}
+    return "; ".join(f"{name} {spans(sorted(own))}" for name, own in layers.items() if own)
+
+
 def chosen(selection: Selection) -> str:
-    """``14 of 30 layers``."""
-    return f"{len(selection.layers)} of {selection.num_layers} layers"
+    """``14 of 30 layers``; with module-wise gates ``21 of 60 projections in 14 of 30 layers``."""
+    layers = f"{len(selection.layers)} of {selection.num_layers} layers"
+    if not selection.projections:
+        return layers
+    return f"{sum(map(selection.has_chosen, selection.units))} of {len(selection.units)} projections in {layers}"
+
+
+def stability_lines(selection: Selection) -> list[str]:
+    """How far repeats of the search agree, and how near its hypergradients were to exact ones, where that is known."""
+    lines = []
+    if selection.stability and (repeats := selection.stability.repeats):
+        lines.append(
+            f"{len(repeats.choices)} repeats agree to {repeats.mean_jaccard:.2f} (mean Jaccard overlap of what each "
+            f"chooses alone; random choices of these sizes: {repeats.random_jaccard:.2f})."
+        )
+    cosine = (selection.search or {}).get("smallest_cosine_with_exact")
+    if isinstance(cosine, float):
+        lines.append(f"Hypergradients had a cosine of at least {cosine:.4f} with exact ones, where they were checked.")
+    return lines
 
 
 def summary(run: Run) -> str:
@@ -59,10 +85,10 @@ def _choices(run: Run) -> list[str]:
         return []
     if run.selection is None:
         return [f"LoRA was put on {_with_cost(tuned, run.results)}, named by hand."]
-    if tuned.layers == run.selection.layers:
+    if tuned.targets == run.selection.targets:
         return [f"Flexora chose {_with_cost(tuned, run.results)}."]
     return [
-        f"The search chose {chosen(run.selection)}: {spans(run.selection.layers)}.",
+        f"The search chose {chosen(run.selection)}: {listing(run.selection)}.",
         f"LoRA was put on others, named by hand: {_with_cost(tuned, run.results)}.",
     ]
 
@@ -76,7 +102,7 @@ def _with_cost(selection: Selection, results: Results | None) -> str:
         if "lora" in arms and arms["lora"].trainable_parameters:
             cost += f", {parameters / arms['lora'].trainable_parameters:.0%} of plain LoRA's"
         cost += ")"
-    return f"{chosen(selection)}{cost}: {spans(selection.layers)}"
+    return f"{chosen(selection)}{cost}: {listing(selection)}"
 
 
 def _scores(results: Results, whose: str) -> str:
@@ -115,25 +141,27 @@ def alpha_finding(history: History, selection: Selection | None) -> str:
     last, steps = history.alpha[-1], history.outer_steps[-1]
     if max(last) == min(last):
         return f"Alpha is the same for all {len(last)} layers after outer step {steps:,}"
-    top = max(range(len(last)), key=last.__getitem__)
+    top = history.units[max(range(len(last)), key=last.__getitem__)]
     count = f"{chosen(selection)} chosen; layer" if selection else "Layer"
-    return f"{count} {top} ends highest, at alpha {signed(last[top])}"
+    return f"{count} {top} ends highest, at alpha {signed(max(last))}"
 
 
-def gates_finding(selection: Selection, gates: Sequence[float]) -> str:
+def gates_finding(selection: Selection) -> str:
     """How much of the gates the chosen layers hold, and the largest gate."""
-    top = max(range(len(gates)), key=gates.__getitem__)
-    share = sum(gates[layer] for layer in selection.layers) / (sum(gates) or 1.0)
+    gates = dict(zip(selection.units, flatten(selection.gates or []), strict=True))
+    top = max(gates, key=gates.__getitem__)
+    share = sum(gate for unit, gate in gates.items() if selection.has_chosen(unit)) / (sum(gates.values()) or 1.0)
     return (
         f"{chosen(selection)} chosen, with {share:.0%} of the gates' sum; layer {top} has the largest, {gates[top]:.2f}"
     )
 
 
 def loss_finding(history: History) -> str:
-    """Whether the validation loss fell, from means over the first and last tenth of the outer steps."""
-    window = max(1, len(history.outer_steps) // 10)
-    ends = [history.validation_loss[:window], history.validation_loss[-window:]]
-    if len(history.outer_steps) == 1 or not all(map(math.isfinite, [*ends[0], *ends[1]])):
+    """Whether the validation loss fell, from means over the first and last tenth of the last repeat's outer steps."""
+    losses = history.validation_loss[history.spans[-1]]
+    window = max(1, len(losses) // 10)
+    ends = [losses[:window], losses[-window:]]
+    if len(losses) == 1 or not all(map(math.isfinite, [*ends[0], *ends[1]])):
         return "Training and validation loss over the search"
     first, last = (sum(values) / window for values in ends)
     verb = "stays at" if f"{first:.2f}" == f"{last:.2f}" else "falls from" if last < first else "rises from"

@@ -12,6 +12,7 @@ from rich.text import Text
 from flexora.report.cells import results_cells, results_title
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
+from flexora.search.units import flatten
 
 _WIDEST_BAR = 60
 _NARROWEST_BAR = 10
@@ -32,9 +33,10 @@ _ASCII = _Marks("#", "-", "|", "*")
 
 
 def gate_bars(selection: Selection) -> RenderableType:
-    """One line per layer: index, a bar as long as the gate (the largest fills the line), the gate, a tick if chosen.
+    """One line per layer, or per projection of one: name, a bar as long as the gate, the gate, a tick if chosen.
 
-    Bars fit the width of the terminal. A selection that was typed by hand has no gates: it gets ticks only.
+    The largest gate fills the line, as wide as the terminal. A selection that was typed by hand has no gates: it gets
+    ticks only.
     """
     return _GateBars(selection)
 
@@ -48,16 +50,17 @@ class _GateBars:
         gates = self.selection.gates
         scale = f"gate ({marks.one} at 1: plain LoRA), " if gates else ""
         yield Text(f"layer  {scale}{marks.tick} chosen", style="dim", no_wrap=True, overflow="ellipsis")
-        # Index and blanks take 7 columns, gate and tick 9; the last two stay free, as some terminals wrap there.
-        width = min(_WIDEST_BAR, max(_NARROWEST_BAR, options.max_width - 18))
-        for layer in range(self.selection.num_layers):
-            chosen = layer in self.selection.layers
-            line = Text(f"{layer:>5}  ", no_wrap=True, overflow="crop")
+        # Name and two blanks, gate and tick take 9; the last two stay free, as some terminals wrap there.
+        units, gates = list(self.selection.units), flatten(gates or [])
+        name_width = max(5, *(len(str(unit)) for unit in units))
+        width = min(_WIDEST_BAR, max(_NARROWEST_BAR, options.max_width - name_width - 13))
+        for place, unit in enumerate(units):
+            chosen = self.selection.has_chosen(unit)
+            line = Text(f"{unit!s:>{name_width}}  ", no_wrap=True, overflow="crop")
             if gates:
-                line.append(
-                    _bar(gates[layer], max(gates) or 1.0, width, marks, chosen), style="cyan" if chosen else "dim"
-                )
-                line.append(f" {gates[layer]:>6.3f}")
+                bar = _bar(gates[place], max(gates) or 1.0, width, marks, chosen)
+                line.append(bar, style="cyan" if chosen else "dim")
+                line.append(f" {gates[place]:>6.3f}")
             line.append(f" {marks.tick}" if chosen else "", style="bold green")
             yield line
 

@@ -59,15 +59,17 @@ class SearchFiles(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Keep the history up to date, and the state every few steps."""
+        if not trainer.is_global_zero:
+            return
         module = cast("SearchModule", pl_module)
-        write_history(self.folder / "history.csv", module.history)
-        if module.outer_step % module.checkpoint_every == 0 or module.outer_step == module.outer_steps:
+        write_history(self.folder / "history.csv", module.history, module.units)
+        if module.outer_step % module.checkpoint_every == 0 or module.outer_step == module.total_steps:
             self._save(module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Keep the state when SIGTERM ends the search: Lightning heeds it between outer steps only."""
         module = cast("SearchModule", pl_module)
-        if isinstance(exception, SIGTERMException) and module.history:
+        if isinstance(exception, SIGTERMException) and module.history and trainer.is_global_zero:
             self._save(module)
 
     def _save(self, module: SearchModule) -> None:

@@ -1,14 +1,14 @@
-"""Layer gates ``g = n * softmax(alpha)`` in PEFT's own ``scaling``, and their gradient at no cost.
+"""Gates ``g = n * softmax(alpha)`` in PEFT's own ``scaling``, and their gradient at no cost.
 
 The gate multiplies the LoRA output of its layer once: ``h = W0 x + g_i * (lora_alpha / r) * B A x``. It is written into
 PEFT's ``scaling`` as a plain float, so a gated model runs exactly as plain LoRA runs and saves no more activations.
 
 The loss sees only the product ``g_i * B``, which gives the gradient of the gate from that of B:
 
-    dL/dg_i = sum over the layer's adapted projections of <B, dL/dB> / g_i
+    dL/dg_i = sum over the adapted projections behind the gate of <B, dL/dB> / g_i
 
 and, through the softmax, ``dL/dalpha_j = c_j - (g_j / n) * sum_i c_i`` with ``c_i = g_i * dL/dg_i``. No division is
-left, so a gate near zero does no harm.
+left, so a gate near zero does no harm. The same identity holds for the mixed product of the unrolled hypergradient.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from flexora.errors import FlexoraError
+from flexora.search.units import Units
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,23 +31,25 @@ ADAPTER = "default"
 
 
 def gates_of(alpha: Tensor) -> Tensor:
-    """``n * softmax(alpha)`` of shape ``[n]``; exactly 1.0 at ``alpha = 0``.
+    """``n * softmax(alpha)`` over all n entries, in alpha's shape; exactly 1.0 at ``alpha = 0``.
 
     ``n * torch.softmax(0)`` is not exact (n = 41, 47, ...): the product rounds what the division rounded. Here the
     logarithm of n is rounded as ``logsumexp`` rounds it, and the two cancel.
     """
-    count = torch.full_like(alpha[0], alpha.numel())
-    return torch.exp(alpha - torch.logsumexp(alpha, 0) + torch.log(count))
+    flat = alpha.flatten()
+    count = torch.full_like(flat[0], flat.numel())
+    return torch.exp(alpha - torch.logsumexp(flat, 0) + torch.log(count))
 
 
 @dataclass
 class _Site:
-    """One adapted projection: its layer, PEFT's module, its own scaling, and the place of its B among theta."""
+    """One adapted projection: the unit that gates it, PEFT's module, its own scaling, and its B's place in theta."""
 
-    layer: int
+    unit: int
     module: LoraLayer
     scaling: float
     b_index: int
+    parameters: int
 
 
 class Gates:
@@ -55,17 +58,19 @@ class Gates:
     Args:
         model: PEFT model with one LoRA adapter.
         layers_path: Path of the list of decoder layers, from the model's family.
-        num_layers: Number of decoder layers n.
+        units: What has a gate of its own: layers, or their projections.
 
     Attributes:
         theta: The LoRA parameters in a fixed order; hypergradients and optimiser states follow it.
+        units: What has a gate of its own.
+        power: The LoRA output is scaled by the gate to this power: 1, except to imitate the paper's code.
 
     Raises:
         FlexoraError: If the adapter has parameters beside A and B (DoRA magnitudes, biases): the identity above then
             does not hold.
     """
 
-    def __init__(self, model: PeftModel, layers_path: str, num_layers: int) -> None:
+    def __init__(self, model: PeftModel, layers_path: str, units: Units) -> None:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         for name, _ in named:
             if not name.endswith((f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight")):
@@ -73,20 +78,31 @@ class Gates:
                     f"search: {name} is neither LoRA's A nor B; search needs plain LoRA (no DoRA, no bias)"
                 )
         self.theta: list[torch.nn.Parameter] = [parameter for _, parameter in named]
-        self.num_layers = num_layers
+        self.units = units
+        self.power = 1
         index = {id(parameter): place for place, parameter in enumerate(self.theta)}
         self._sites = []
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer) and ADAPTER in module.lora_B:
-                layer = int(name.split(f"{layers_path}.", 1)[1].split(".", 1)[0])
-                b_index = index[id(module.lora_B[ADAPTER].weight)]
-                self._sites.append(_Site(layer, module, module.scaling[ADAPTER], b_index))
+                layer, *path = name.split(f"{layers_path}.", 1)[1].split(".")
+                b = module.lora_B[ADAPTER].weight
+                size = b.numel() + module.lora_A[ADAPTER].weight.numel()
+                unit = units.index(int(layer), path[-1])
+                self._sites.append(_Site(unit, module, module.scaling[ADAPTER], index[id(b)], size))
+
+    @property
+    def parameters(self) -> list[int]:
+        """Number of LoRA parameters behind each gate, in the flat order of alpha."""
+        counts = [0] * len(self.units)
+        for site in self._sites:
+            counts[site.unit] += site.parameters
+        return counts
 
     def apply(self, gates: Tensor) -> None:
-        """Write the gates, ``[n]``, into the model."""
-        values = gates.tolist()
+        """Write the gates, in alpha's shape, into the model."""
+        values = gates.flatten().tolist()
         for site in self._sites:
-            site.module.scaling[ADAPTER] = site.scaling * values[site.layer]
+            site.module.scaling[ADAPTER] = site.scaling * values[site.unit] ** self.power
 
     def restore(self) -> None:
         """Give every projection its own scaling back: the model is plain LoRA again."""
@@ -98,13 +114,37 @@ class Gates:
 
         Args:
             gradients: ``dL/dtheta`` in the order of :attr:`theta`.
-            alpha: Layer hyperparameters, ``[n]``, whose gates are applied.
+            alpha: Hyperparameters whose gates are applied.
 
         Returns:
-            ``[n]``, in alpha's precision; it sums to zero, as every gradient through a softmax does.
+            In alpha's shape and precision; it sums to zero, as every gradient through a softmax does.
         """
-        contribution = torch.zeros_like(alpha)
+        return self._through_softmax([gradients], [self.theta], alpha)
+
+    def mixed_product(
+        self, direction: Sequence[Tensor], gradients: Sequence[Tensor], curved: Sequence[Tensor], alpha: Tensor
+    ) -> Tensor:
+        """``d/dalpha <dL/dtheta, direction>``: with H the Hessian in theta, ``c_i = <v_B, dL/dB> + <B, (H v)_B>``.
+
+        Args:
+            direction: The vector v, like :attr:`theta`.
+            gradients: ``dL/dtheta`` at theta.
+            curved: ``H v`` at theta.
+            alpha: Hyperparameters whose gates are applied.
+
+        Returns:
+            In alpha's shape and precision.
+        """
+        return self._through_softmax([gradients, curved], [direction, self.theta], alpha)
+
+    def _through_softmax(
+        self, left: Sequence[Sequence[Tensor]], right: Sequence[Sequence[Tensor]], alpha: Tensor
+    ) -> Tensor:
+        """From ``c``, products of what belongs to each gate's B summed over the pairs, to the gradient of alpha."""
+        contribution = torch.zeros_like(alpha).flatten()
         for site in self._sites:
-            b = self.theta[site.b_index].detach()
-            contribution[site.layer] += torch.sum(b * gradients[site.b_index]).to(alpha.dtype)
-        return contribution - gates_of(alpha.detach()) / self.num_layers * contribution.sum()
+            for a, b in zip(left, right, strict=True):
+                product = torch.sum(b[site.b_index].detach() * a[site.b_index])
+                contribution[site.unit] += self.power * product.to(alpha.dtype)
+        gates = gates_of(alpha.detach()).flatten()
+        return (contribution - gates / len(self.units) * contribution.sum()).view_as(alpha)

@@ -5,41 +5,53 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import groupby
 from pathlib import Path
 
 from flexora.files import write_atomically
-from flexora.search.rules import SelectionRule
+from flexora.search.units import Units
 
 
 @dataclass(frozen=True)
 class HistoryRow:
-    """One outer step: losses in nats, Euclidean norm of the hypergradient, and alpha after the step."""
+    """One outer step.
+
+    Attributes:
+        outer_step: Its number, from 1, counted through all repeats.
+        repeat: The repeat it belongs to, from 1.
+        train_loss: Mean loss of the inner steps, in nats per answer token.
+        validation_loss: Outer loss, in nats per answer token.
+        hypergradient_norm: Euclidean norm of the hypergradient.
+        alpha: Hyperparameters after the step, flat, one per unit.
+        cosine: Cosine of the hypergradient with the exact one, where it was checked.
+    """
 
     outer_step: int
+    repeat: int
     train_loss: float
     validation_loss: float
     hypergradient_norm: float
     alpha: list[float]
+    cosine: float | None = None
+
+
+def last_of_each_repeat(rows: Sequence[HistoryRow], count: int) -> list[list[HistoryRow]]:
+    """The last ``count`` rows of each repeat."""
+    return [list(group)[-count:] for _, group in groupby(rows, key=lambda row: row.repeat)]
 
 
 def averaged_alpha(rows: Sequence[HistoryRow]) -> list[float]:
-    """Mean of alpha over rows, one value per layer: Adam gives noise and signal the same step, so single steps jump."""
+    """Mean of alpha over rows, one value per unit: Adam gives noise and signal the same step, so single steps jump."""
     return [sum(values) / len(rows) for values in zip(*(row.alpha for row in rows), strict=True)]
 
 
-def choice_frequency(rows: Sequence[HistoryRow], rule: SelectionRule, layer_parameters: int) -> list[float]:
-    """Share of rows in which the rule chooses each layer."""
-    choices = [set(rule(row.alpha, layer_parameters)) for row in rows]
-    return [sum(layer in chosen for chosen in choices) / len(rows) for layer in range(len(rows[0].alpha))]
-
-
-def write_history(path: Path, history: Sequence[HistoryRow]) -> Path:
-    """Write one line per outer step: step, losses, norm of the hypergradient, and alpha of every layer."""
+def write_history(path: Path, history: Sequence[HistoryRow], units: Units) -> Path:
+    """Write one line per outer step: its scalars, and alpha of every unit."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    header = ["outer_step", "train_loss", "validation_loss", "hypergradient_norm"]
-    writer.writerow([*header, *(f"alpha_{layer}" for layer in range(len(history[0].alpha)))])
+    scalars = [field.name for field in fields(HistoryRow) if field.name != "alpha"]
+    writer.writerow([*scalars, *(f"alpha_{unit}" for unit in units)])
     for row in history:
-        writer.writerow([row.outer_step, row.train_loss, row.validation_loss, row.hypergradient_norm, *row.alpha])
+        writer.writerow([*(getattr(row, name) for name in scalars), *row.alpha])
     return write_atomically(path, text.getvalue())

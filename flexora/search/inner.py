@@ -41,7 +41,7 @@ class InnerOptimizer(ABC):
         """State before the first step."""
 
     @abstractmethod
-    def rule(self, theta: Tensor, gradient: Tensor, buffers: Tensors, step: int) -> tuple[Tensor, Tensors]:
+    def rule(self, theta: Tensor, gradient: Tensor, buffers: Tensors, step: int, lr: float) -> tuple[Tensor, Tensors]:
         """The update of one tensor; ``step`` counts from 1. Differentiable, no argument is changed."""
 
     def frozen(self, buffers: Tensors) -> Tensor | None:
@@ -50,11 +50,12 @@ class InnerOptimizer(ABC):
 
     @torch.no_grad()
     def update(
-        self, theta: Sequence[Tensor], gradients: Sequence[Tensor], state: InnerState
+        self, theta: Sequence[Tensor], gradients: Sequence[Tensor], state: InnerState, scale: float = 1.0
     ) -> tuple[Tensors, InnerState]:
-        """One step: new parameters and new state."""
-        stepped = [self.rule(t, g, b, state.step + 1) for t, g, b in zip(theta, gradients, state.buffers, strict=True)]
-        return [t for t, _ in stepped], InnerState(state.step + 1, [b for _, b in stepped])
+        """One step: new parameters and new state; a schedule's factor ``scale`` multiplies the learning rate."""
+        step, lr = state.step + 1, self.lr * scale
+        stepped = [self.rule(t, g, b, step, lr) for t, g, b in zip(theta, gradients, state.buffers, strict=True)]
+        return [t for t, _ in stepped], InnerState(step, [b for _, b in stepped])
 
     def pullback(
         self,
@@ -63,6 +64,7 @@ class InnerOptimizer(ABC):
         state: InnerState,
         theta_cotangent: Sequence[Tensor],
         buffer_cotangents: Sequence[Tensors],
+        scale: float = 1.0,
     ) -> tuple[Tensors, Tensors, list[Tensors]]:
         """Vector-Jacobian product of one :meth:`update`.
 
@@ -72,6 +74,7 @@ class InnerOptimizer(ABC):
             state: State before the step.
             theta_cotangent: Cotangent of the parameters after the step.
             buffer_cotangents: Cotangents of the buffers after the step.
+            scale: The schedule's factor of the step.
 
         Returns:
             Cotangents of the parameters, the gradients and the buffers before the step.
@@ -83,7 +86,7 @@ class InnerOptimizer(ABC):
         for value, gradient, buffers, cotangent, cotangents in zipped:
             inputs = [tensor.detach().requires_grad_() for tensor in (value, gradient, *buffers)]
             with torch.enable_grad():
-                new_value, new_buffers = self.rule(inputs[0], inputs[1], inputs[2:], state.step + 1)
+                new_value, new_buffers = self.rule(inputs[0], inputs[1], inputs[2:], state.step + 1, self.lr * scale)
             back: Sequence[Tensor] = torch.autograd.grad(
                 [new_value, *new_buffers], inputs, [cotangent, *cotangents], materialize_grads=True
             )
@@ -102,23 +105,27 @@ class SGD(InnerOptimizer):
     Args:
         lr: Learning rate.
         momentum: Momentum factor; 0 keeps no buffer.
+        weight_decay: L2 penalty: adds ``weight_decay * theta`` to the gradient.
     """
 
-    def __init__(self, lr: float = 1e-2, momentum: float = 0.0) -> None:
+    def __init__(self, lr: float = 1e-2, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
         _require_positive(lr)
         self.lr = lr
         self.momentum = momentum
+        self.weight_decay = weight_decay
 
     def init(self, theta: Sequence[Tensor]) -> InnerState:
         """Zero buffers: torch starts with the first gradient itself, which is ``momentum * 0 + g``."""
         return InnerState(0, [[torch.zeros_like(t)] if self.momentum else [] for t in theta])
 
-    def rule(self, theta: Tensor, gradient: Tensor, buffers: Tensors, step: int) -> tuple[Tensor, Tensors]:
-        """``b' = momentum * b + g``; ``theta' = theta - lr * b'``."""
+    def rule(self, theta: Tensor, gradient: Tensor, buffers: Tensors, step: int, lr: float) -> tuple[Tensor, Tensors]:
+        """``b' = momentum * b + g + weight_decay * theta``; ``theta' = theta - lr * b'``."""
+        if self.weight_decay:
+            gradient = gradient.add(theta, alpha=self.weight_decay)
         if not self.momentum:
-            return theta.add(gradient, alpha=-self.lr), []
+            return theta.add(gradient, alpha=-lr), []
         buffer = buffers[0].mul(self.momentum).add(gradient)
-        return theta.add(buffer, alpha=-self.lr), [buffer]
+        return theta.add(buffer, alpha=-lr), [buffer]
 
 
 class AdamW(InnerOptimizer):
@@ -148,16 +155,16 @@ class AdamW(InnerOptimizer):
         """Zero moments."""
         return InnerState(0, [[torch.zeros_like(t), torch.zeros_like(t)] for t in theta])
 
-    def rule(self, theta: Tensor, gradient: Tensor, buffers: Tensors, step: int) -> tuple[Tensor, Tensors]:
+    def rule(self, theta: Tensor, gradient: Tensor, buffers: Tensors, step: int, lr: float) -> tuple[Tensor, Tensors]:
         """The operations of torch's single-tensor AdamW in its order, so that the bits agree."""
         beta1, beta2 = self.betas
-        decayed = theta.mul(1 - self.lr * self.weight_decay)
+        decayed = theta.mul(1 - lr * self.weight_decay)
         first = buffers[0].lerp(gradient, 1 - beta1)
         second = buffers[1].mul(beta2).addcmul(gradient, gradient, value=1 - beta2)
         # The root's derivative at 0 is infinite and would turn into NaN; there the rule is frozen (see below).
         root = torch.where(second > 0, second, 1.0).sqrt().where(second > 0, 0.0)
         denominator = (root / (1 - beta2**step) ** 0.5).add(self.eps)
-        return decayed.addcdiv(first, denominator, value=-self.lr / (1 - beta1**step)), [first, second]
+        return decayed.addcdiv(first, denominator, value=-lr / (1 - beta1**step)), [first, second]
 
     def frozen(self, buffers: Tensors) -> Tensor:
         """Where the second moment is still 0: there every gradient so far was 0, as it is for A while B = 0."""

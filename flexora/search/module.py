@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from flexora.backbone.adapters import attach, trainable_parameters
+from flexora.backbone.adapters import attach
 from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone, describe
-from flexora.data.bilevel import BilevelDataModule, OuterBatch
+from flexora.data.bilevel import REPEAT_STRIDE, OuterBatch
 from flexora.errors import FlexoraError
 from flexora.scoring.likelihood import answer_loss
-from flexora.search.estimators import Estimator, OuterStep, Unrolled
-from flexora.search.gates import Gates, gates_of
-from flexora.search.history import HistoryRow, averaged_alpha, choice_frequency
+from flexora.search.estimators import Estimator, OuterStep, Unrolled, cosine
+from flexora.search.gates import ADAPTER, Gates, gates_of
+from flexora.search.history import HistoryRow
 from flexora.search.inner import AdamW, ClipByNorm, InnerOptimizer, InnerState
 from flexora.search.problem import BilevelProblem
+from flexora.search.processes import Processes
+from flexora.search.result import make_selection
 from flexora.search.rules import Positive, SelectionRule
-from flexora.search.selection import Selection, SelectionBase, SelectionData, Stability, resolve_selection
+from flexora.search.schedule import ScheduleName, schedule
+from flexora.search.selection import Selection, resolve_selection
+from flexora.search.units import Units
 
 #: Dropout seeds of successive outer steps lie this far apart.
 OUTER_SEED_STRIDE = 1_000_000
@@ -38,17 +42,26 @@ class SearchModule(L.LightningModule):
         backbone: The base model.
         adapter: PEFT's LoRA configuration; ``target_modules`` takes short names, ``all-linear``, or nothing for the
             paper's query and value.
-        outer_steps: Number of outer steps K.
+        outer_steps: Number of outer steps K of each repeat.
         inner_steps: Inner steps T before each outer step.
+        repeats: Searches, one after another, each with its own start of LoRA, order of rows, dropout and held-out rows;
+            alpha is averaged over them, and how far their choices agree is reported.
         batch_size: Rows of each micro-batch, on both levels.
-        accumulate: Micro-batches of each inner step.
-        validation_batches: Micro-batches of the outer objective.
+        accumulate: Micro-batches of each inner step, on each device.
+        validation_batches: Micro-batches of the outer objective, on each device.
+        gates: What has a gate, and an entry of alpha, of its own: a ``layer`` (the paper), or a ``module``, which is an
+            adapted projection of a layer.
         estimator: Hypergradient estimator.
         inner_optimizer: Update rule of LoRA.
+        inner_schedule: Learning rate of LoRA over all inner steps of a repeat, after the warm-up.
+        inner_warmup_ratio: Share of the inner steps over which the learning rate rises from 0.
         clip_norm: Largest norm of an inner gradient; none switches clipping off.
         alpha_lr: Learning rate of Adam on alpha.
         rule: Selection rule.
         average_last: Outer steps at the end over which alpha is averaged: Adam gives noise and signal the same step.
+        check_every: Compare the hypergradient with the exact one whenever so many outer steps are done, and log their
+            cosine: at 0.99 the estimate can be trusted, at 0.5 it is noise. A check costs about two outer steps, and
+            the memory of one micro-batch's second-order graph; by default there is none.
         checkpoint_every: Outer steps between two checkpoints.
         illustrative: Mark the result as one of a short search, for the report.
         seed: Seed of LoRA's initial weights and of dropout. Recipes fill it in from their own section.
@@ -60,15 +73,20 @@ class SearchModule(L.LightningModule):
         adapter: LoraConfig,
         outer_steps: int = 100,
         inner_steps: int = 2,
+        repeats: int = 1,
         batch_size: int = 8,
         accumulate: int = 1,
         validation_batches: int = 1,
+        gates: Literal["layer", "module"] = "layer",
         estimator: Estimator | None = None,
         inner_optimizer: InnerOptimizer | None = None,
+        inner_schedule: ScheduleName = "constant",
+        inner_warmup_ratio: float = 0.0,
         clip_norm: float | None = 1.0,
         alpha_lr: float = 0.01,
         rule: SelectionRule | None = None,
         average_last: int = 10,
+        check_every: int | None = None,
         checkpoint_every: int = 5,
         illustrative: bool = False,
         seed: int = 0,
@@ -76,10 +94,18 @@ class SearchModule(L.LightningModule):
         super().__init__()
         counts = {"outer_steps": outer_steps, "inner_steps": inner_steps, "batch_size": batch_size}
         counts |= {"accumulate": accumulate, "validation_batches": validation_batches}
-        counts |= {"average_last": average_last, "checkpoint_every": checkpoint_every}
+        counts |= {"average_last": average_last, "checkpoint_every": checkpoint_every, "repeats": repeats}
+        counts |= {} if check_every is None else {"check_every": check_every}
         for name, value in counts.items():
             if value < 1:
                 raise FlexoraError(f"search.{name}: {value} is too small; give at least 1")
+        if not 0 <= inner_warmup_ratio < 1:
+            raise FlexoraError(f"search.inner_warmup_ratio: {inner_warmup_ratio} must lie in [0, 1)")
+        if repeats > 1 and adapter.init_lora_weights not in (True, "gaussian"):
+            raise FlexoraError(
+                f"search.repeats: each draws LoRA's start anew, but adapter.init_lora_weights "
+                f"{adapter.init_lora_weights} makes it from the base model; leave it at true, or repeats at 1"
+            )
         if adapter.rank_pattern:
             raise FlexoraError(
                 "adapter.rank_pattern: the search compares layers of one size; remove it, or fine-tune with --selection"
@@ -90,15 +116,20 @@ class SearchModule(L.LightningModule):
         self.adapter = adapter
         self.outer_steps = outer_steps
         self.inner_steps = inner_steps
+        self.repeats = repeats
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.validation_batches = validation_batches
+        self.gates = gates
         self.estimator = estimator or Unrolled()
         self.inner_optimizer = inner_optimizer or AdamW()
+        self.inner_schedule = inner_schedule
+        self.inner_warmup_ratio = inner_warmup_ratio
         self.clip = ClipByNorm(clip_norm)
         self.alpha_lr = alpha_lr
         self.rule = rule or Positive()
         self.average_last = average_last
+        self.check_every = check_every
         self.checkpoint_every = checkpoint_every
         self.illustrative = illustrative
         self.seed = seed
@@ -118,60 +149,119 @@ class SearchModule(L.LightningModule):
         )
         self.model = attach(base, self.adapter, everything, family)
         self.projections = everything.targets[0]
-        self.layer_parameters = trainable_parameters(self.model) // layers
-        self.rule([0.0] * layers, self.layer_parameters)  # a rule that cannot be met is refused before the search
-        self.alpha = nn.Parameter(torch.zeros(layers))
-        gates = Gates(self.model, family.layers, layers)
-        self.problem = BilevelProblem(self.model, gates, self.alpha, self.inner_optimizer, self.clip, answer_loss)
+        self.units = self.units_of(layers, self.projections)
+        gates = Gates(self.model, family.layers, self.units)
+        self.unit_parameters = gates.parameters
+        # A rule that cannot be met is refused before the search.
+        self.rule([0.0] * len(self.units), self.unit_parameters)
+        self.alpha = nn.Parameter(torch.zeros(self.units.shape))
+        factors = schedule(self.inner_schedule, self.inner_warmup_ratio, self.outer_steps * self.inner_steps)
+        self.problem = BilevelProblem(
+            self.model, gates, self.alpha, self.inner_optimizer, self.clip, answer_loss, factors
+        )
+
+    def units_of(self, num_layers: int, projections: list[str]) -> Units:
+        """What has a gate of its own in a model with so many layers and these projections to adapt."""
+        return Units(num_layers, tuple(projections) if self.gates == "module" else None)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam on alpha; LoRA has its own differentiable update rule."""
         return torch.optim.Adam([self.alpha], lr=self.alpha_lr)
 
     def setup(self, stage: str) -> None:
-        """Refuse what the search cannot do exactly."""
+        """Refuse what the search cannot do exactly.
+
+        Raises:
+            FlexoraError: If precision, strategy or number of devices do not allow it.
+        """
         require_trainer(self.trainer, "search")
 
     @property
     def outer_step(self) -> int:
-        """Outer steps done. Lightning's own counter would count every optimiser's steps."""
+        """Outer steps done, in all repeats. Lightning's own counter would count every optimiser's steps."""
         return len(self.history)
+
+    @property
+    def total_steps(self) -> int:
+        """Outer steps of all repeats."""
+        return self.outer_steps * self.repeats
 
     def on_train_start(self) -> None:
         """Bring the inner optimiser's buffers to theta's device and precision: they were made before it got there."""
         problem = self._problem
         kept = zip(problem.theta, problem.state.buffers, strict=True)
         problem.state = InnerState(problem.state.step, [[b.to(theta) for b in buffers] for theta, buffers in kept])
+        problem.processes = Processes(self.trainer.global_rank, self.trainer.world_size)
 
     def training_step(self, batch: OuterBatch, batch_idx: int) -> None:
         """One outer step: T inner steps on LoRA, the hypergradient, and one Adam step on alpha."""
-        problem = self._problem
+        if batch["outer_step"] != self.outer_step:
+            raise FlexoraError(
+                f"search: the loader gives outer step {batch['outer_step'] + 1} where {self.outer_step + 1} is due; "
+                "train with data.bilevel(...) and Trainer(max_epochs=1, use_distributed_sampler=False)"
+            )
+        repeat, step_of_repeat = divmod(self.outer_step, self.outer_steps)
+        if repeat and not step_of_repeat:
+            self._start_again(repeat)
         seed = self.seed * OUTER_SEED_STRIDE * 1_000 + self.outer_step * OUTER_SEED_STRIDE
-        step = self.estimator(problem, batch, seed)
+        exact = self._exact_hypergradient(batch, seed)
+        step = self.estimator(self._problem, batch, seed)
         self._require_finite(step)
         self.alpha.grad = step.hypergradient.to(self.alpha.dtype)
         self._outer_optimizer.step()
-        self.history.append(
-            HistoryRow(
-                outer_step=self.outer_step + 1,
-                train_loss=step.train_loss,
-                validation_loss=step.validation_loss,
-                hypergradient_norm=float(step.hypergradient.norm()),
-                alpha=self.alpha.detach().tolist(),
-            )
+        row = HistoryRow(
+            outer_step=self.outer_step + 1,
+            repeat=repeat + 1,
+            train_loss=step.train_loss,
+            validation_loss=step.validation_loss,
+            hypergradient_norm=float(step.hypergradient.norm()),
+            alpha=self.alpha.detach().flatten().tolist(),
+            cosine=None if exact is None else cosine(step.hypergradient, exact),
         )
-        row = self.history[-1]
+        self.history.append(row)
+        self._log(row)
+
+    def _start_again(self, repeat: int) -> None:
+        """Bring LoRA, alpha and both optimisers to the start of a repeat."""
+        torch.manual_seed(self.seed + repeat * REPEAT_STRIDE)
+        for module in self.model.modules():
+            if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
+                module.reset_lora_parameters(ADAPTER, self.adapter.init_lora_weights)
+        problem = self._problem
+        problem.state = self.inner_optimizer.init(problem.theta)
+        nn.init.zeros_(self.alpha)
+        self._outer_optimizer.state.clear()
+
+    def _exact_hypergradient(self, batch: OuterBatch, seed: int) -> torch.Tensor | None:
+        """The exact hypergradient of a step that is to be checked; the problem is left as it was."""
+        if self.check_every is None or (self.outer_step + 1) % self.check_every:
+            return None
+        problem = self._problem
+        theta, state = problem.copy_theta(), problem.state
+        step = Unrolled(product="exact")(problem, batch, seed)
+        problem.move(theta)
+        problem.state = state
+        return step.hypergradient
+
+    def _log(self, row: HistoryRow) -> None:
         metrics = {"train_loss": row.train_loss, "validation_loss": row.validation_loss}
+        if row.cosine is not None:
+            metrics["cosine_with_exact"] = row.cosine
         self.log_dict(metrics, prog_bar=True, logger=False)
         metrics |= {"hypergradient_norm": row.hypergradient_norm}
-        gates = gates_of(self.alpha.detach()).tolist()
-        metrics |= {f"gate/{layer}": gate for layer, gate in enumerate(gates)}
+        gates = gates_of(self.alpha.detach()).flatten().tolist()
+        metrics |= {f"gate/{unit}": gate for unit, gate in zip(self.units, gates, strict=True)}
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.outer_step)
 
     def on_train_end(self) -> None:
         """Give PEFT its own scaling back."""
         self._problem.gates.restore()
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that share the search."""
+        return self._problem.processes
 
     @property
     def _problem(self) -> BilevelProblem:
@@ -222,56 +312,4 @@ class SearchModule(L.LightningModule):
         Raises:
             FlexoraError: If no outer step was made.
         """
-        if not self.history:
-            raise FlexoraError("search: no outer step was made, so there is nothing to select from; run the search")
-        last = self.history[-self.average_last :]
-        alpha = averaged_alpha(last)
-        layers = self.rule(alpha, self.layer_parameters)
-        frequency = choice_frequency(last, self.rule, self.layer_parameters)
-        packages = ("flexora", "torch", "lightning", "transformers", "peft", "datasets")
-        return Selection(
-            base=SelectionBase(
-                architecture=self.architecture.name,
-                num_layers=len(alpha),
-                model=self.backbone.model,
-                revision=self.backbone.revision,
-            ),
-            layers=layers,
-            targets=dict.fromkeys(layers, self.projections),
-            alpha=alpha,
-            gates=gates_of(torch.tensor(alpha, dtype=torch.float64)).tolist(),
-            rule=self.rule.describe(),
-            stability=Stability(last_steps=len(last), frequency=frequency),
-            search=self._settings(),
-            data=self._data(),
-            seed=self.seed,
-            versions={name: version(name) for name in packages},
-        )
-
-    def _settings(self) -> dict[str, Any]:
-        settings = {
-            "outer_steps": self.outer_step,
-            "inner_steps": self.inner_steps,
-            "batch_size": self.batch_size,
-            "accumulate": self.accumulate,
-            "validation_batches": self.validation_batches,
-            "estimator": {"name": type(self.estimator).__name__, **vars(self.estimator)},
-            "inner_optimizer": {"name": type(self.inner_optimizer).__name__, **vars(self.inner_optimizer)},
-            "clip_norm": self.clip.max_norm,
-            "alpha_lr": self.alpha_lr,
-            "average_last": self.average_last,
-            "layer_parameters": self.layer_parameters,
-        }
-        return settings | ({"illustrative": True} if self.illustrative else {})
-
-    def _data(self) -> SelectionData | None:
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, BilevelDataModule):
-            return None
-        rows = data.rows
-        return SelectionData(
-            name=rows.benchmark_name,
-            fingerprint=rows.fingerprint,
-            train_rows=len(rows.train_set),
-            validation_rows=len(rows.validation_set),
-        )
+        return make_selection(self)

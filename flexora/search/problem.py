@@ -13,6 +13,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from flexora.search.gates import Gates, gates_of
 from flexora.search.inner import ClipByNorm, InnerOptimizer, InnerState, Tensors
+from flexora.search.processes import Processes
+from flexora.search.schedule import Schedule, constant
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +27,7 @@ LossSum = Callable[[Any, "Batch"], Tensor]
 
 @dataclass(frozen=True)
 class Gradient:
-    """A loss (mean over answer tokens, nats) and its gradients with respect to theta and alpha (``[n]``)."""
+    """A loss (mean over answer tokens, nats) and its gradients with respect to theta and alpha (in its shape)."""
 
     loss: float
     theta: Tensors
@@ -36,15 +38,19 @@ class BilevelProblem:
     """min over alpha of L_val(theta_T(alpha), alpha), where theta_T is the result of T inner steps on L_train.
 
     Gradients come from ``torch.autograd.grad`` on the bare model: no hooks, no wrappers, and the base model may be
-    quantised. Losses are sums over micro-batches, divided by their joint number of answer tokens.
+    quantised. Losses are sums over micro-batches and processes, divided by their joint number of answer tokens.
 
     Args:
         model: The model with gated LoRA.
         gates: Its gates.
-        alpha: Layer hyperparameters, ``[n]``.
+        alpha: Hyperparameters, one entry for each of the gates' units.
         optimizer: The inner update rule.
         clip: Clipping of inner gradients.
         loss_sum: The loss of one micro-batch, summed over answer tokens.
+        schedule: Factor of the inner learning rate at each inner step.
+
+    Attributes:
+        processes: The processes that share the search, each with micro-batches of its own; one by default.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class BilevelProblem:
         optimizer: InnerOptimizer,
         clip: ClipByNorm,
         loss_sum: LossSum,
+        schedule: Schedule = constant,
     ) -> None:
         self.model = model
         self.gates = gates
@@ -62,6 +69,8 @@ class BilevelProblem:
         self.optimizer = optimizer
         self.clip = clip
         self.loss_sum = loss_sum
+        self.schedule = schedule
+        self.processes = Processes()
         self.state = optimizer.init(self.theta)
 
     @property
@@ -89,25 +98,45 @@ class BilevelProblem:
         """Loss and gradients at the present theta and alpha.
 
         Args:
-            batches: Micro-batches of one gradient.
+            batches: Micro-batches of one gradient: this process's share of them.
             train: Dropout on or off.
             seed: Seed of the dropout masks: the same seed replays the same masks.
+        """
+        loss, theta = self.mean(batches, lambda part: torch.autograd.grad(part, self.theta), train=train, seed=seed)
+        return Gradient(loss, theta, self.gates.alpha_gradient(theta, self.alpha))
+
+    def mean(
+        self, batches: Sequence[Batch], derive: Callable[[Tensor], Sequence[Tensor]], *, train: bool, seed: int
+    ) -> tuple[float, Tensors]:
+        """The mean loss per answer token, and what ``derive`` makes of each micro-batch's part of it, summed.
+
+        Args:
+            batches: Micro-batches: this process's share of them.
+            derive: Derivatives of a part of the loss, the same tensors for each part.
+            train: Dropout on or off.
+            seed: Seed of the dropout masks.
+
+        Raises:
+            ValueError: If there is no micro-batch.
         """
         # Autocast caches cast weights until its outermost block ends, and theta moves inside that block.
         torch.clear_autocast_cache()
         self._set_training(train)
         self.gates.apply(gates_of(self.alpha.detach()))
-        tokens = sum(batch["target"].numel() for batch in batches)
-        loss = 0.0
-        total: Tensors | None = None
+        device = self.theta[0].device
+        tokens = self.processes.sum_number(sum(batch["target"].numel() for batch in batches), device)
+        losses: list[Tensor] = []
+        total: Tensors = []
         for index, batch in enumerate(batches):
-            with _seeded(seed + index, self.theta[0].device), torch.enable_grad():
+            with _seeded(seed + self.processes.place(index), device), torch.enable_grad():
                 part = self.loss_sum(self.model, batch) / tokens
-                gradients = torch.autograd.grad(part, self.theta)
-            loss += part.item()
-            total = list(gradients) if total is None else [a + b for a, b in zip(total, gradients, strict=True)]
-        assert total is not None, "a gradient needs at least one micro-batch"
-        return Gradient(loss, total, self.gates.alpha_gradient(total, self.alpha))
+                derived = derive(part)
+            losses.append(part.detach())
+            total = [a + b for a, b in zip(total, derived, strict=True)] if total else list(derived)
+        if not losses:
+            raise ValueError("a gradient needs at least one micro-batch")
+        loss = self.processes.sum_number(sum(part.item() for part in losses), device)
+        return loss, self.processes.sum(total)
 
     def _set_training(self, train: bool) -> None:
         """Dropout on or off. A checkpointed layer recomputes in training mode alone, so its own flag stays on."""
@@ -119,15 +148,45 @@ class BilevelProblem:
     def inner_step(self, batches: Sequence[Batch], seed: int) -> Gradient:
         """One optimiser step on theta; returns the gradient it was made with, before clipping."""
         gradient = self.gradient(batches, train=True, seed=seed)
-        theta, self.state = self.optimizer.update(self.theta, self.clip(gradient.theta), self.state)
+        theta, self.state = self._update(self.theta, self.state, gradient.theta)
         self.move(theta)
         return gradient
 
-    def replay(self, theta: Tensors, state: InnerState, gradients: Sequence[Tensors]) -> tuple[Tensors, InnerState]:
+    def replay(
+        self, theta: Sequence[Tensor], state: InnerState, gradients: Sequence[Tensors]
+    ) -> tuple[Sequence[Tensor], InnerState]:
         """Rebuild parameters and state after known gradients, elementwise and to the bit; no model is run."""
         for gradient in gradients:
-            theta, state = self.optimizer.update(theta, self.clip(gradient), state)
+            theta, state = self._update(theta, state, gradient)
         return theta, state
+
+    def _update(self, theta: Sequence[Tensor], state: InnerState, gradient: Tensors) -> tuple[Tensors, InnerState]:
+        return self.optimizer.update(theta, self.clip(gradient), state, self.schedule(state.step))
+
+    def pullback(
+        self,
+        theta: Sequence[Tensor],
+        state: InnerState,
+        gradient: Tensors,
+        cotangent: Tensors,
+        buffer_cotangents: list[Tensors],
+    ) -> tuple[Tensors, Tensors, list[Tensors]]:
+        """Vector-Jacobian product of one inner step, clipping and schedule included.
+
+        Args:
+            theta: Parameters before the step.
+            state: State of the optimiser before the step.
+            gradient: Gradient of the step, before clipping.
+            cotangent: Cotangent of the parameters after the step.
+            buffer_cotangents: Cotangents of the optimiser's buffers after the step.
+
+        Returns:
+            Cotangents of the parameters, the gradient and the buffers before the step.
+        """
+        cotangent, clipped_cotangent, buffer_cotangents = self.optimizer.pullback(
+            theta, self.clip(gradient), state, cotangent, buffer_cotangents, self.schedule(state.step)
+        )
+        return cotangent, self.clip.pullback(gradient, clipped_cotangent), buffer_cotangents
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Selection rules: from averaged alpha to the layers that get an adapter. No rule ever selects nothing."""
+"""Selection rules: from averaged alpha to what gets an adapter. No rule ever selects nothing.
+
+Alpha has an entry for each unit: a layer, or with module-wise gates a projection of one.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ from flexora.errors import FlexoraError
 
 
 class SelectionRule(ABC):
-    """Chooses layers from alpha."""
+    """Chooses layers, or projections, from alpha."""
 
     @abstractmethod
-    def __call__(self, alpha: Sequence[float], layer_parameters: int) -> list[int]:
-        """Chosen layers, sorted, at least one.
+    def __call__(self, alpha: Sequence[float], parameters: Sequence[int]) -> list[int]:
+        """Flat indices of the chosen units, sorted, at least one.
 
         Args:
-            alpha: Layer hyperparameters, one per layer.
-            layer_parameters: Adapter parameters of one layer.
+            alpha: Hyperparameters, one per unit.
+            parameters: Adapter parameters of each unit.
         """
 
     def describe(self) -> dict[str, Any]:
@@ -27,23 +30,23 @@ class SelectionRule(ABC):
 
 
 def ranked(alpha: Sequence[float]) -> list[int]:
-    """Layers by falling alpha; equal values keep the order of the layers."""
-    return sorted(range(len(alpha)), key=lambda layer: -alpha[layer])
+    """Units by falling alpha; equal values keep the order of the layers."""
+    return sorted(range(len(alpha)), key=lambda unit: -alpha[unit])
 
 
 class Positive(SelectionRule):
-    """The paper's rule: layers with ``alpha > 0``.
+    """The paper's rule: units with ``alpha > 0``.
 
-    Where none is (alpha = 0 everywhere), the first of the layers with the largest alpha is taken.
+    Where none is (alpha = 0 everywhere), the first of those with the largest alpha is taken.
     """
 
-    def __call__(self, alpha: Sequence[float], layer_parameters: int) -> list[int]:
-        """Layers above zero."""
-        return Threshold(0.0)(alpha, layer_parameters)
+    def __call__(self, alpha: Sequence[float], parameters: Sequence[int]) -> list[int]:
+        """Units above zero."""
+        return Threshold(0.0)(alpha, parameters)
 
 
 class Threshold(SelectionRule):
-    """Layers with alpha above a value; the layer with the largest alpha where none is.
+    """Units with alpha above a value; the one with the largest alpha where none is.
 
     Args:
         value: The threshold.
@@ -52,32 +55,32 @@ class Threshold(SelectionRule):
     def __init__(self, value: float) -> None:
         self.value = value
 
-    def __call__(self, alpha: Sequence[float], layer_parameters: int) -> list[int]:
-        """Layers above the threshold."""
-        return [layer for layer, value in enumerate(alpha) if value > self.value] or ranked(alpha)[:1]
+    def __call__(self, alpha: Sequence[float], parameters: Sequence[int]) -> list[int]:
+        """Units above the threshold."""
+        return [unit for unit, value in enumerate(alpha) if value > self.value] or ranked(alpha)[:1]
 
 
 class TopK(SelectionRule):
-    """The k layers with the largest alpha.
+    """The k units with the largest alpha.
 
     Args:
-        k: How many layers.
+        k: How many layers, or projections.
     """
 
     def __init__(self, k: int) -> None:
         if k < 1:
-            raise FlexoraError(f"search.rule.k: {k} is too small; choose at least one layer")
+            raise FlexoraError(f"search.rule.k: {k} is too small; choose at least 1")
         self.k = k
 
-    def __call__(self, alpha: Sequence[float], layer_parameters: int) -> list[int]:
-        """The k best layers."""
+    def __call__(self, alpha: Sequence[float], parameters: Sequence[int]) -> list[int]:
+        """The k best units."""
         if self.k > len(alpha):
-            raise FlexoraError(f"search.rule.k: {self.k} layers are asked for, but the model has {len(alpha)}")
+            raise FlexoraError(f"search.rule.k: {self.k} are asked for, but the model has {len(alpha)}")
         return sorted(ranked(alpha)[: self.k])
 
 
 class Budget(SelectionRule):
-    """As many of the best layers as fit into a number of trainable parameters.
+    """The best units that fit into a number of trainable parameters, one too large for what is left being skipped.
 
     Args:
         parameters: Largest number of adapter parameters.
@@ -86,11 +89,15 @@ class Budget(SelectionRule):
     def __init__(self, parameters: int) -> None:
         self.parameters = parameters
 
-    def __call__(self, alpha: Sequence[float], layer_parameters: int) -> list[int]:
-        """The best layers within the budget."""
-        count = min(self.parameters // layer_parameters, len(alpha))
-        if count < 1:
+    def __call__(self, alpha: Sequence[float], parameters: Sequence[int]) -> list[int]:
+        """The best units within the budget."""
+        left, chosen = self.parameters, []
+        for unit in ranked(alpha):
+            if parameters[unit] <= left:
+                chosen.append(unit)
+                left -= parameters[unit]
+        if not chosen:
             raise FlexoraError(
-                f"search.rule.parameters: {self.parameters} is too small; one layer needs {layer_parameters}"
+                f"search.rule.parameters: {self.parameters} is too small; the smallest choice needs {min(parameters)}"
             )
-        return sorted(ranked(alpha)[:count])
+        return sorted(chosen)

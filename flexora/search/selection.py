@@ -11,8 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from flexora.backbone.families import family_of
 from flexora.errors import FlexoraError
 from flexora.files import write_atomically
+from flexora.search.units import Unit, Units, flatten
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+#: A value for each layer, ``[n]``, or for each projection of each layer, ``[n][m]``.
+Values = list[float] | list[list[float]]
+Targets = dict[int, list[str]]
 
 
 class _Part(BaseModel):
@@ -39,11 +45,32 @@ class SelectionData(_Part):
     validation_rows: int
 
 
+class Repeats(_Part):
+    """What searches with other seeds and other held-out rows chose.
+
+    Attributes:
+        choices: What each of them would have chosen by itself.
+        mean_jaccard: Mean over all pairs of |intersection| / |union|.
+        random_jaccard: What that is on average for random choices of the same sizes.
+    """
+
+    choices: list[Targets] = Field(min_length=2)
+    mean_jaccard: Fraction
+    random_jaccard: Fraction
+
+
 class Stability(_Part):
-    """How often each layer was chosen over the last outer steps (``frequency``: one share per layer)."""
+    """How sure the choice is.
+
+    Attributes:
+        last_steps: Outer steps at the end, of each repeat, that are looked at.
+        frequency: Share of them in which the rule would choose each unit; like alpha.
+        repeats: What the repeats chose, if there are several.
+    """
 
     last_steps: PositiveInt
-    frequency: list[Fraction]
+    frequency: list[Fraction] | list[list[Fraction]]
+    repeats: Repeats | None = None
 
 
 class Selection(_Part):
@@ -54,10 +81,12 @@ class Selection(_Part):
         base: Architecture and layer count that the indices refer to.
         layers: Chosen decoder layers, 0-based, sorted, never empty.
         targets: For each chosen layer the projections to adapt.
-        alpha: Layer hyperparameters, averaged over the last outer steps, one per layer.
-        gates: ``n * softmax(alpha)``, one per layer.
+        projections: The projections with a gate of their own, in the order of alpha's columns; none where a layer has
+            one gate.
+        alpha: Hyperparameters, averaged over the last outer steps, one per layer, or one per layer and projection.
+        gates: ``n * softmax(alpha)``, like alpha.
         rule: The selection rule and its parameters.
-        stability: Frequencies over the last outer steps.
+        stability: Frequencies over the last outer steps, and agreement of repeats.
         search: The settings of the search.
         data: Name, fingerprint and row counts of the search's data.
         seed: The seed of the search.
@@ -67,9 +96,10 @@ class Selection(_Part):
     format_version: Literal[1] = 1
     base: SelectionBase
     layers: list[int] = Field(min_length=1)
-    targets: dict[int, list[str]]
-    alpha: list[float] | None = None
-    gates: list[float] | None = None
+    targets: Targets
+    projections: list[str] | None = Field(default=None, min_length=1)
+    alpha: Values | None = None
+    gates: Values | None = None
     rule: dict[str, Any] | None = None
     stability: Stability | None = None
     search: dict[str, Any] | None = None
@@ -95,18 +125,32 @@ class Selection(_Part):
         for layer, projections in self.targets.items():
             if not projections:
                 raise ValueError(f"targets[{layer}] names no projection")
-        per_layer = {"alpha": self.alpha, "gates": self.gates}
+        per_unit = {"alpha": self.alpha, "gates": self.gates}
         if self.stability is not None:
-            per_layer["stability.frequency"] = self.stability.frequency
-        for name, values in per_layer.items():
+            per_unit["stability.frequency"] = self.stability.frequency
+        for name, values in per_unit.items():
             if values is not None and len(values) != n:
                 raise ValueError(f"{name} has {len(values)} entries for {n} layers")
+            if values is not None and self.units.fold(flatten(values)) != values:
+                columns = f"for {len(self.projections)} projections" if self.projections else "for a layer"
+                raise ValueError(f"{name} has another number of values {columns} than projections says")
         return self
 
     @property
     def num_layers(self) -> int:
         """Number of decoder layers of the base model."""
         return self.base.num_layers
+
+    @property
+    def units(self) -> Units:
+        """What alpha has an entry for."""
+        return Units(self.base.num_layers, tuple(self.projections) if self.projections else None)
+
+    def has_chosen(self, unit: Unit) -> bool:
+        """Whether a layer, or a projection of one, gets an adapter."""
+        if unit.projection is None:
+            return unit.layer in self.layers
+        return unit.projection in self.targets.get(unit.layer, [])
 
     def write(self, path: Path | str) -> Path:
         """Write the selection atomically as JSON and return its path."""
@@ -129,7 +173,8 @@ class Selection(_Part):
             return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
+            # Of a union pydantic names the type it tried, too.
+            where = ".".join(str(part) for part in first["loc"] if "[" not in str(part)) or "the file"
             what = first["msg"].removeprefix("Value error, ")
             raise FlexoraError(f"{path} is not a valid selection: {where}: {what}; search again or mend it") from error
 

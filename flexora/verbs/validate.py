@@ -133,7 +133,10 @@ def _check_phase(
     cli.config_init["data"].check_source()
     if phase == "search":
         for architecture in architectures:
-            cli.config_init["model"].rule([0.0] * architecture.num_layers, 1)
+            projections = architecture.family.expand(recipe.sections["adapter"].get("target_modules"))
+            search = cli.config_init["model"]
+            units = search.units_of(architecture.num_layers, projections)
+            search.rule([0.0] * len(units), [1] * len(units))
 
 
 def _check_selection(recipe: Recipe, architecture: Architecture) -> None:

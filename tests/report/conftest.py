@@ -67,10 +67,9 @@ def run_dir(tmp_path: Path, selection: Selection, results: Results) -> Path:
     results.write(folder / "evaluate" / "results.json")
     with (folder / "search" / "history.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["outer_step", "train_loss", "validation_loss", "hypergradient_norm", *map("alpha_{}".format, range(6))]
-        )
+        scalars = ["outer_step", "repeat", "train_loss", "validation_loss", "hypergradient_norm"]
+        writer.writerow([*scalars, *(f"alpha_{layer}" for layer in range(6))])
         for step in range(1, 9):
-            writer.writerow([step, 2.0 - step / 10, 2.5 - step / 10, 0.1, *(value * step / 8 for value in ALPHA)])
+            writer.writerow([step, 1, 2.0 - step / 10, 2.5 - step / 10, 0.1, *(value * step / 8 for value in ALPHA)])
     (folder / "search" / "config.yaml").write_text("seed: 1234  # <b>bold</b>\n")
     return folder

@@ -154,7 +154,7 @@ def test_plots_are_whole_pngs(run_dir: Path, tmp_path: Path) -> None:
 def test_plots_draw_one_step_and_no_movement(run_dir: Path, tmp_path: Path) -> None:
     """A single outer step with a NaN loss and alpha at zero can be drawn."""
     header = (run_dir / "search" / "history.csv").read_text().splitlines()[0]
-    (run_dir / "search" / "history.csv").write_text(f"{header}\n1,nan,2.0,0,0,0,0,0,0,0\n")
+    (run_dir / "search" / "history.csv").write_text(f"{header}\n1,1,nan,2.0,0,0,0,0,0,0,0\n")
     assert set(draw(Run.read(run_dir), tmp_path)) == set(PICTURES)
 
 

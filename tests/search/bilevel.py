@@ -20,7 +20,9 @@ from flexora.scoring.likelihood import answer_loss
 from flexora.search.gates import Gates, gates_of
 from flexora.search.inner import ClipByNorm, InnerOptimizer
 from flexora.search.problem import BilevelProblem
+from flexora.search.schedule import Schedule, constant
 from flexora.search.selection import resolve_selection
+from flexora.search.units import Units
 from tests.tiny import tiny_model
 
 LAYERS = 4
@@ -28,13 +30,20 @@ LAYERS = 4
 
 @dataclass
 class Toy:
-    """A problem and the sites of its gates: (module, layer)."""
+    """A problem and the sites of its gates: (module, place of its gate in alpha)."""
 
     problem: BilevelProblem
     sites: list[tuple[LoraLayer, int]]
 
 
-def toy(family: str, optimizer: InnerOptimizer, clip: float | None = None, dropout: float = 0.0) -> Toy:
+def toy(
+    family: str,
+    optimizer: InnerOptimizer,
+    clip: float | None = None,
+    dropout: float = 0.0,
+    schedule: Schedule = constant,
+    modulewise: bool = False,
+) -> Toy:
     """A tiny model with LoRA on every layer, alpha off its start, in float64."""
     model = in_float64(tiny_model(family, LAYERS)).requires_grad_(False)
     architecture = type(model).__name__
@@ -43,11 +52,12 @@ def toy(family: str, optimizer: InnerOptimizer, clip: float | None = None, dropo
     torch.manual_seed(1)
     peft_model = attach(model, LoraConfig(r=2, lora_alpha=4, lora_dropout=dropout), selection, known).double()
     generator = torch.Generator().manual_seed(2)
-    alpha = torch.randn(LAYERS, generator=generator, dtype=torch.float64) * 0.3
-    gates = Gates(peft_model, known.layers, LAYERS)
-    problem = BilevelProblem(peft_model, gates, alpha, optimizer, ClipByNorm(clip), answer_loss)
+    units = Units(LAYERS, tuple(selection.targets[0]) if modulewise else None)
+    alpha = torch.randn(units.shape, generator=generator, dtype=torch.float64) * 0.3
+    gates = Gates(peft_model, known.layers, units)
+    problem = BilevelProblem(peft_model, gates, alpha, optimizer, ClipByNorm(clip), answer_loss, schedule)
     sites = [
-        (module, int(name.split("layers.", 1)[1].split(".", 1)[0]))
+        (module, units.index(int(name.split("layers.", 1)[1].split(".", 1)[0]), name.rsplit(".", 1)[1]))
         for name, module in peft_model.named_modules()
         if isinstance(module, LoraLayer)
     ]
@@ -78,13 +88,14 @@ def random_batch(seed: int, rows: int = 3) -> Batch:
 def outer_batch(inner_steps: int, accumulate: int = 1, seed: int = 10) -> OuterBatch:
     """Random data of one outer step."""
     train = [[random_batch(seed + 10 * t + i) for i in range(accumulate)] for t in range(inner_steps)]
-    return OuterBatch(train=train, validation=[random_batch(seed + 1_000)])
+    return OuterBatch(outer_step=0, train=train, validation=[random_batch(seed + 1_000)])
 
 
 def set_tensor_gates(case: Toy, gates: Tensor) -> None:
     """Write gates into PEFT's scaling as tensors: autograd then differentiates through them."""
-    for module, layer in case.sites:
-        module.scaling["default"] = 2.0 * gates[layer]  # lora_alpha / r = 2
+    flat = gates.flatten()
+    for module, unit in case.sites:
+        module.scaling["default"] = 2.0 * flat[unit]  # lora_alpha / r = 2
 
 
 def mean_loss(case: Toy, batches: list[Batch], theta: list[Tensor], seed: int, *, train: bool) -> Tensor:
@@ -128,8 +139,9 @@ def oracle(case: Toy, batch: OuterBatch, seed: int, stride: int) -> Tensor:
             norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
             factor = torch.clamp(problem.clip.max_norm / (norm + 1e-6), max=1.0)
             gradients = [gradient * factor for gradient in gradients]
+        lr = problem.optimizer.lr * problem.schedule(count)
         count += 1
-        stepped = [problem.optimizer.rule(*parts, count) for parts in zip(theta, gradients, buffers, strict=True)]
+        stepped = [problem.optimizer.rule(*parts, count, lr) for parts in zip(theta, gradients, buffers, strict=True)]
         theta, buffers = [value for value, _ in stepped], [kept for _, kept in stepped]
     outer = mean_loss(case, batch["validation"], theta, seed, train=False)
     (hypergradient,) = torch.autograd.grad(outer, alpha)

@@ -13,6 +13,7 @@ from flexora.scoring.likelihood import token_log_likelihoods
 from flexora.search.gates import Gates, gates_of
 from flexora.search.inner import SGD
 from flexora.search.selection import resolve_selection
+from flexora.search.units import Units
 from tests.search.bilevel import LAYERS, mean_loss, random_batch, set_tensor_gates, toy, warm_up
 from tests.tiny import tiny_model
 
@@ -36,7 +37,7 @@ def test_gates_at_alpha_zero_are_plain_lora_to_the_bit(family: str) -> None:
     for name, parameter in peft_model.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter)
-    gates = Gates(peft_model, known.layers, LAYERS)
+    gates = Gates(peft_model, known.layers, Units(LAYERS))
     batch = random_batch(0)
     with torch.no_grad():
         plain = token_log_likelihoods(peft_model, batch)
@@ -78,4 +79,4 @@ def test_more_than_a_and_b_is_refused(settings: dict[str, bool]) -> None:
     selection = resolve_selection("all", "LlamaForCausalLM", LAYERS, ["q_proj"])
     peft_model = attach(model, LoraConfig(r=2, **settings), selection, known)
     with pytest.raises(FlexoraError, match="no DoRA"):
-        Gates(peft_model, known.layers, LAYERS)
+        Gates(peft_model, known.layers, Units(LAYERS))

@@ -14,6 +14,7 @@ from flexora.search.gates import Gates
 from flexora.search.inner import SGD, AdamW, ClipByNorm
 from flexora.search.problem import BilevelProblem
 from flexora.search.selection import resolve_selection
+from flexora.search.units import Units
 from tests.search.bilevel import LAYERS, outer_batch, random_batch, toy
 from tests.tiny import FAMILIES, tiny_model
 
@@ -25,7 +26,7 @@ def half_problem(base: torch.dtype) -> BilevelProblem:
     selection = resolve_selection("all", "LlamaForCausalLM", LAYERS, family.expand(None))
     torch.manual_seed(0)
     peft_model = attach(model, LoraConfig(r=2, lora_alpha=4), selection, family)
-    gates = Gates(peft_model, family.layers, LAYERS)
+    gates = Gates(peft_model, family.layers, Units(LAYERS))
     return BilevelProblem(peft_model, gates, torch.zeros(LAYERS), AdamW(lr=1e-2), ClipByNorm(), answer_loss)
 
 

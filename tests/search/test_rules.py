@@ -24,26 +24,26 @@ ALPHA = [0.3, -0.2, 0.0, 0.9, 0.1]
     ids=lambda value: type(value).__name__ if isinstance(value, SelectionRule) else "",
 )
 def test_rules(rule: SelectionRule, expected: list[int]) -> None:
-    assert rule(ALPHA, layer_parameters=100) == expected
+    assert rule(ALPHA, [100] * 5) == expected
 
 
 def test_ties_go_to_the_lower_layer() -> None:
-    assert TopK(2)([0.0] * 4, 1) == [0, 1]
+    assert TopK(2)([0.0] * 4, [1] * 4) == [0, 1]
 
 
 def test_no_rule_chooses_nothing() -> None:
-    assert Positive()([0.0, 0.0, 0.0], 1) == [0]
-    assert Positive()([-3.0, -1.0, -2.0], 1) == [1]
+    assert Positive()([0.0, 0.0, 0.0], [1] * 3) == [0]
+    assert Positive()([-3.0, -1.0, -2.0], [1] * 3) == [1]
 
 
 @pytest.mark.parametrize(
-    ("rule", "message"), [(TopK(6), "the model has 5"), (Budget(99), "one layer needs 100")], ids=["k", "budget"]
+    ("rule", "message"), [(TopK(6), "the model has 5"), (Budget(99), "smallest choice needs 100")], ids=["k", "budget"]
 )
 def test_rules_that_cannot_be_met(rule: SelectionRule, message: str) -> None:
     with pytest.raises(FlexoraError, match=message):
-        rule(ALPHA, 100)
+        rule(ALPHA, [100] * 5)
 
 
 def test_top_k_of_nothing_is_refused() -> None:
-    with pytest.raises(FlexoraError, match="at least one layer"):
+    with pytest.raises(FlexoraError, match="choose at least 1"):
         TopK(0)

@@ -42,7 +42,7 @@ def failing(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         (["--search.outer_steps=0"], "search.outer_steps: 0 is too small"),
         (["--search.estimator=Nope"], "search.estimator: .*Nope"),
         (["--search.rule=TopK", "--search.rule.k=9"], "the model has 4"),
-        (["--search.rule=Budget", "--search.rule.parameters=5"], "one layer needs 224"),
+        (["--search.rule=Budget", "--search.rule.parameters=5"], "smallest choice needs 224"),
         (["--config=missing.yaml"], "missing.yaml"),
         (["--data=Nope"], "data: "),
         (["--data=MultipleChoiceDataModule"], "data: .*abstract"),
