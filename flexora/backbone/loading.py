@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from flexora.backbone.families import Family, family_of
 from flexora.backbone.gguf import PACKAGED_PREFIX, packaged_model_folder
@@ -25,7 +26,10 @@ class Backbone:
     Attributes:
         model: A hub id, a local folder, or ``packaged:SmolLM2-135M-Instruct``.
         revision: Branch, tag or commit on the hub.
-        dtype: Precision of the frozen weights. The adapter and alpha are float32 (float64 beside float64 weights).
+        dtype: Precision of the frozen weights, or of computing with them where they are quantised. The adapter and
+            alpha are float32 (float64 beside float64 weights).
+        quantization: ``nf4`` holds the frozen weights of the decoder in 4 bits (QLoRA; needs ``flexora[4bit]``). The
+            search takes no second derivatives of them.
         attention: Attention implementation of transformers.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
     """
@@ -33,6 +37,7 @@ class Backbone:
     model: str = f"{PACKAGED_PREFIX}SmolLM2-135M-Instruct"
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    quantization: Literal["nf4"] | None = None
     attention: Literal["sdpa", "eager"] = "sdpa"
     gradient_checkpointing: bool = False
 
@@ -67,8 +72,10 @@ class Backbone:
             FlexoraError: If the files cannot be found or read, or the architecture has no family.
         """
         describe(self.load_config())  # an unsupported architecture is refused before its weights are read
+        dtype = getattr(torch, self.dtype)
+        quantized = {} if self.quantization is None else {"quantization_config": _nf4(dtype)}
         model: PreTrainedModel = self._from_pretrained(
-            AutoModelForCausalLM, dtype=getattr(torch, self.dtype), attn_implementation=self.attention
+            AutoModelForCausalLM, dtype=dtype, attn_implementation=self.attention, **quantized
         )
         model.requires_grad_(False)
         model.config.use_cache = False
@@ -85,6 +92,19 @@ class Backbone:
             raise FlexoraError(
                 f"backbone.model: cannot load {self.model}: {reason[:300]}; check name, network and hub login"
             ) from error
+
+
+def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """The settings of QLoRA (Dettmers et al. 2023): normal floats of 4 bits, their scales quantised as well.
+
+    Raises:
+        FlexoraError: If bitsandbytes is not installed.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise FlexoraError("backbone.quantization: nf4 needs bitsandbytes; run pip install 'flexora[4bit]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 @dataclass(frozen=True)

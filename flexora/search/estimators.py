@@ -107,24 +107,29 @@ class Unrolled(Estimator):
         problem.gates.power = 1
         product: Product = exact if self.product == "exact" else finite_difference(self.relative_step)
         start, start_state = problem.copy_theta(), problem.state
-        steps = [problem.inner_step(micro, seed + t * SEED_STRIDE) for t, micro in enumerate(batch["train"])]
-        gradients = [step.theta for step in steps]
+        losses, gradients = [], []
+        for t, micro in enumerate(batch["train"]):
+            inner = problem.inner_step(micro, seed + t * SEED_STRIDE)
+            losses.append(inner.loss)
+            gradients.append(inner.theta)
         end = problem.copy_theta()
         outer = problem.gradient(batch["validation"], train=False, seed=seed)
         hypergradient, cotangent, buffer_cotangents = outer.alpha, outer.theta, problem.state.zeros()
-        first = max(0, len(steps) - self.last) if self.last else 0
-        for t in reversed(range(first, len(steps))):
-            theta, state = problem.replay(start, start_state, gradients[:t])
+        first = max(0, len(losses) - self.last) if self.last else 0
+        for t in reversed(range(first, len(losses))):
+            gradient = gradients.pop()
+            theta, state = problem.replay(start, start_state, gradients)
             cotangent, direction, buffer_cotangents = problem.pullback(
-                theta, state, gradients[t], cotangent, buffer_cotangents
+                theta, state, gradient, cotangent, buffer_cotangents
             )
+            del gradient, state  # what the product does not need makes room for it
             if global_norm(direction) == 0:  # nothing flows through this step's gradient
                 continue
             mixed, curved = product(problem, theta, direction, batch["train"][t], seed + t * SEED_STRIDE)
             hypergradient = hypergradient + mixed
             cotangent = [a + b for a, b in zip(cotangent, curved, strict=True)]
         problem.move(end)
-        return OuterStep(hypergradient, outer.alpha, sum(s.loss for s in steps) / len(steps), outer.loss)
+        return OuterStep(hypergradient, outer.alpha, sum(losses) / len(losses), outer.loss)
 
 
 def cosine(left: Tensor, right: Tensor) -> float:

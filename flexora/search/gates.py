@@ -89,6 +89,9 @@ class Gates:
                 size = b.numel() + module.lora_A[ADAPTER].weight.numel()
                 unit = units.index(int(layer), path[-1])
                 self._sites.append(_Site(unit, module, module.scaling[ADAPTER], index[id(b)], size))
+        self._behind = torch.zeros(len(units), len(self._sites))  # 1 where a gate is that of a projection
+        for place, site in enumerate(self._sites):
+            self._behind[site.unit, place] = 1.0
 
     @property
     def parameters(self) -> list[int]:
@@ -141,10 +144,11 @@ class Gates:
         self, left: Sequence[Sequence[Tensor]], right: Sequence[Sequence[Tensor]], alpha: Tensor
     ) -> Tensor:
         """From ``c``, products of what belongs to each gate's B summed over the pairs, to the gradient of alpha."""
-        contribution = torch.zeros_like(alpha).flatten()
-        for site in self._sites:
-            for a, b in zip(left, right, strict=True):
-                product = torch.sum(b[site.b_index].detach() * a[site.b_index])
-                contribution[site.unit] += self.power * product.to(alpha.dtype)
+        places = [site.b_index for site in self._sites]
+        pairs = [(a[place], b[place].detach()) for a, b in zip(left, right, strict=True) for place in places]
+        products = torch.stack([torch.sum(a * b) for a, b in pairs]).to(alpha.dtype).view(len(left), -1).sum(0)
+        # A matrix product: summing by index would add up in another order at each run on a GPU.
+        self._behind = self._behind.to(alpha)
+        contribution = self.power * (self._behind @ products)
         gates = gates_of(alpha.detach()).flatten()
         return (contribution - gates / len(self.units) * contribution.sum()).view_as(alpha)

@@ -1,8 +1,7 @@
 """Inner optimisers that can be walked back: each update rule is written once, used forward and differentiated backward.
 
 ``update`` gives the same bits as torch's single-tensor optimisers. ``pullback`` is its vector-Jacobian product, taken
-by autograd through the same few elementwise operations, one tensor at a time, so that it cannot drift from the rule
-and needs a handful of buffers of one tensor's size.
+by autograd through the same few elementwise operations, so that it cannot drift from the rule.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class InnerOptimizer(ABC):
 
     @abstractmethod
     def rule(self, theta: Tensor, gradient: Tensor, buffers: Tensors, step: int, lr: float) -> tuple[Tensor, Tensors]:
-        """The update of one tensor; ``step`` counts from 1. Differentiable, no argument is changed."""
+        """The update, elementwise; ``step`` counts from 1. Differentiable, no argument is changed."""
 
     def frozen(self, buffers: Tensors) -> Tensor | None:
         """Where (boolean, from the buffers after the step) the update's derivative is defined as zero."""
@@ -53,9 +52,9 @@ class InnerOptimizer(ABC):
         self, theta: Sequence[Tensor], gradients: Sequence[Tensor], state: InnerState, scale: float = 1.0
     ) -> tuple[Tensors, InnerState]:
         """One step: new parameters and new state; a schedule's factor ``scale`` multiplies the learning rate."""
-        step, lr = state.step + 1, self.lr * scale
-        stepped = [self.rule(t, g, b, step, lr) for t, g, b in zip(theta, gradients, state.buffers, strict=True)]
-        return [t for t, _ in stepped], InnerState(step, [b for _, b in stepped])
+        value, gradient, buffers = _joined(theta), _joined(gradients), _joined_buffers(state.buffers)
+        value, buffers = self.rule(value, gradient, buffers, state.step + 1, self.lr * scale)
+        return _parted(value, theta), InnerState(state.step + 1, _parted_buffers(buffers, theta))
 
     def pullback(
         self,
@@ -79,24 +78,39 @@ class InnerOptimizer(ABC):
         Returns:
             Cotangents of the parameters, the gradients and the buffers before the step.
         """
-        out_theta: Tensors = []
-        out_gradient: Tensors = []
-        out_buffers: list[Tensors] = []
-        zipped = zip(theta, gradients, state.buffers, theta_cotangent, buffer_cotangents, strict=True)
-        for value, gradient, buffers, cotangent, cotangents in zipped:
-            inputs = [tensor.detach().requires_grad_() for tensor in (value, gradient, *buffers)]
-            with torch.enable_grad():
-                new_value, new_buffers = self.rule(inputs[0], inputs[1], inputs[2:], state.step + 1, self.lr * scale)
-            back: Sequence[Tensor] = torch.autograd.grad(
-                [new_value, *new_buffers], inputs, [cotangent, *cotangents], materialize_grads=True
-            )
-            frozen = self.frozen([buffer.detach() for buffer in new_buffers])
-            if frozen is not None:
-                back = [back[0], *(tensor.masked_fill(frozen, 0.0) for tensor in back[1:])]
-            out_theta.append(back[0])
-            out_gradient.append(back[1])
-            out_buffers.append(list(back[2:]))
-        return out_theta, out_gradient, out_buffers
+        values = [_joined(theta), _joined(gradients), *_joined_buffers(state.buffers)]
+        inputs = [value.detach().requires_grad_() for value in values]
+        with torch.enable_grad():
+            new_value, new_buffers = self.rule(inputs[0], inputs[1], inputs[2:], state.step + 1, self.lr * scale)
+        cotangents = [_joined(theta_cotangent), *_joined_buffers(buffer_cotangents)]
+        back = list(torch.autograd.grad([new_value, *new_buffers], inputs, cotangents, materialize_grads=True))
+        frozen = self.frozen([buffer.detach() for buffer in new_buffers])
+        if frozen is not None:
+            back = [back[0], *(cotangent.masked_fill(frozen, 0.0) for cotangent in back[1:])]
+        return _parted(back[0], theta), _parted(back[1], theta), _parted_buffers(back[2:], theta)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """All entries in one vector: a rule is elementwise, and a few long operations are faster than many short ones."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def _parted(joined: Tensor, like: Sequence[Tensor]) -> Tensors:
+    """The parts of a joined vector, in the shapes of the tensors it was joined from."""
+    parts = torch.split_with_sizes(joined, [tensor.numel() for tensor in like])
+    return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
+
+
+def _joined_buffers(buffers: Sequence[Tensors]) -> Tensors:
+    """Each kind of buffer in one vector, from the buffers of each parameter."""
+    return [_joined(kind) for kind in zip(*buffers, strict=True)]
+
+
+def _parted_buffers(joined: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensors]:
+    """The buffers of each parameter, from vectors of each kind."""
+    if not joined:
+        return [[] for _ in like]
+    return [list(kept) for kept in zip(*(_parted(kind, like) for kind in joined), strict=True)]
 
 
 class SGD(InnerOptimizer):

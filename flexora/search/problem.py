@@ -72,6 +72,7 @@ class BilevelProblem:
         self.schedule = schedule
         self.processes = Processes()
         self.state = optimizer.init(self.theta)
+        self._training: bool | None = None
 
     @property
     def theta(self) -> Sequence[Tensor]:
@@ -140,6 +141,9 @@ class BilevelProblem:
 
     def _set_training(self, train: bool) -> None:
         """Dropout on or off. A checkpointed layer recomputes in training mode alone, so its own flag stays on."""
+        if self._training == train == self.model.training:  # setting flags is slow, and nobody else has set them
+            return
+        self._training = train
         self.model.train(train)
         for module in self.model.modules():
             if isinstance(module, GradientCheckpointingLayer):

@@ -55,15 +55,14 @@ def finite_difference(relative_step: float | None) -> Product:
     def product(
         problem: BilevelProblem, theta: Sequence[Tensor], direction: Tensors, batches: list[Batch], seed: int
     ) -> tuple[Tensor, Tensors]:
-        step = (relative_step or default_step(problem)) / global_norm(direction)
+        step = (relative_step or default_step(problem)) / global_norm(direction).item()
         ends = []
-        for sign in (1.0, -1.0):
-            problem.move([t + sign * step * d for t, d in zip(theta, direction, strict=True)])
+        for signed in (step, -step):
+            problem.move([t.add(d, alpha=signed) for t, d in zip(theta, direction, strict=True)])
             ends.append(problem.gradient(batches, train=True, seed=seed))
         plus, minus = ends
-        mixed = (plus.alpha - minus.alpha) / (2 * step)
-        curved = [(p - m) / (2 * step) for p, m in zip(plus.theta, minus.theta, strict=True)]
-        return mixed.to(problem.alpha.dtype), curved
+        curved = [(p - m).div_(2 * step) for p, m in zip(plus.theta, minus.theta, strict=True)]
+        return (plus.alpha - minus.alpha) / (2 * step), curved
 
     return product
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -34,6 +34,7 @@ class Toy:
 
     problem: BilevelProblem
     sites: list[tuple[LoraLayer, int]]
+    scaling: float = 2.0  # lora_alpha / r
 
 
 def toy(
@@ -56,12 +57,16 @@ def toy(
     alpha = torch.randn(units.shape, generator=generator, dtype=torch.float64) * 0.3
     gates = Gates(peft_model, known.layers, units)
     problem = BilevelProblem(peft_model, gates, alpha, optimizer, ClipByNorm(clip), answer_loss, schedule)
-    sites = [
+    return Toy(problem, gate_sites(peft_model, units))
+
+
+def gate_sites(model: PeftModel, units: Units) -> list[tuple[LoraLayer, int]]:
+    """Every adapted module, and the place of its gate in alpha."""
+    return [
         (module, units.index(int(name.split("layers.", 1)[1].split(".", 1)[0]), name.rsplit(".", 1)[1]))
-        for name, module in peft_model.named_modules()
+        for name, module in model.named_modules()
         if isinstance(module, LoraLayer)
     ]
-    return Toy(problem, sites)
 
 
 def in_float64(model: PreTrainedModel) -> PreTrainedModel:
@@ -95,7 +100,7 @@ def set_tensor_gates(case: Toy, gates: Tensor) -> None:
     """Write gates into PEFT's scaling as tensors: autograd then differentiates through them."""
     flat = gates.flatten()
     for module, unit in case.sites:
-        module.scaling["default"] = 2.0 * flat[unit]  # lora_alpha / r = 2
+        module.scaling["default"] = case.scaling * flat[unit]
 
 
 def mean_loss(case: Toy, batches: list[Batch], theta: list[Tensor], seed: int, *, train: bool) -> Tensor:
@@ -103,7 +108,7 @@ def mean_loss(case: Toy, batches: list[Batch], theta: list[Tensor], seed: int, *
     names = [name for name, parameter in case.problem.model.named_parameters() if parameter.requires_grad]
     case.problem.model.train(train)
     tokens = sum(batch["target"].numel() for batch in batches)
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=theta[0].dtype)
     for index, batch in enumerate(batches):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + index)

@@ -88,7 +88,7 @@ GROUP = 3
 
 
 def planted_loss(model: Any, batch: Any) -> Tensor:
-    """Cross-entropy of the summed outputs; the first layers read the first half of the features, the others the second."""
+    """Cross-entropy of the summed outputs; the first layers read the first half of the features, the others not."""
     layers = model.get_base_model().layers
     halves = batch["input_ids"].chunk(2, dim=1)
     logits = sum(layer["proj"](halves[place // GROUP]) for place, layer in enumerate(layers))
@@ -96,7 +96,7 @@ def planted_loss(model: Any, batch: Any) -> Tensor:
 
 
 def planted_batch(generator: torch.Generator, *, validation: bool, rows: int = 32) -> Any:
-    """Labels that the first half of the features tells in training alone, and the second half everywhere, less surely."""
+    """Labels that the first half of the features tells in training alone, and the second half always, less surely."""
     labels = torch.randint(0, 2, (rows,), generator=generator)
     noise = torch.randn(rows, 8, generator=generator, dtype=torch.float64)
     signs = (2.0 * labels - 1.0).double()

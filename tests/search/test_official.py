@@ -15,7 +15,7 @@ OUTER_STEPS = 5
 
 
 def imitate(case: Toy, alpha: Tensor) -> list[Tensor]:
-    """Alpha after each outer step: autograd through a gate on the inputs of dropout, A and B, and torch's optimisers."""
+    """Alpha after each outer step: autograd through a gate on the inputs of dropout, A and B; torch's optimisers."""
 
     def forward(module: types.SimpleNamespace, layer: int, x: Tensor) -> Tensor:
         gate = LAYERS * torch.softmax(alpha, 0)[layer]
