@@ -74,6 +74,17 @@ def test_splits_follow_split_seed_and_not_seed(make: Make) -> None:
     assert all(set(mine) != set(theirs) for mine, theirs in zip(first, other, strict=True))
 
 
+def test_other_draws_deal_the_same_rows_anew(make: Make) -> None:
+    data = make(validation_rows=8, train_rows=12)
+    splits = [data.split(draw) for draw in (0, 1, 2, 1)]
+    held = [[row["sequences"] for row in validation] for _, validation in splits]
+    everything = [sorted(str(row["sequences"]) for part in split for row in part) for split in splits]
+    assert all(len(train) == 12 for train, _ in splits)
+    assert everything[1:] == everything[:1] * 3
+    assert held[1] == held[3]
+    assert held[0] != held[1] != held[2]
+
+
 def test_row_limits_cut_the_same_splits(make: Make) -> None:
     train, validation, reported = parts(make())
     few_train, few_validation, few_reported = parts(make(train_rows=5, evaluate_rows=4))

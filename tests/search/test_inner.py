@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
 
 from flexora.search.inner import SGD, AdamW, ClipByNorm, InnerOptimizer
+from flexora.search.schedule import ScheduleName, schedule
 
 CASES: list[tuple[InnerOptimizer, type[torch.optim.Optimizer], dict[str, float]]] = [
     (SGD(lr=0.1), torch.optim.SGD, {"lr": 0.1}),
     (SGD(lr=0.1, momentum=0.9), torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+    (SGD(lr=0.1, momentum=0.9, weight_decay=0.2), torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.2}),
     (AdamW(lr=3e-3), torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.0}),
     (AdamW(lr=3e-3, weight_decay=0.1), torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1}),
 ]
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])
-@pytest.mark.parametrize(("optimizer", "reference", "options"), CASES, ids=["sgd", "momentum", "adamw", "decay"])
+@pytest.mark.parametrize(
+    ("optimizer", "reference", "options"), CASES, ids=["sgd", "momentum", "sgd-decay", "adamw", "adamw-decay"]
+)
 def test_updates_equal_torch_to_the_bit(
     optimizer: InnerOptimizer, reference: type[torch.optim.Optimizer], options: dict[str, float], clip: float | None
 ) -> None:
@@ -37,6 +46,24 @@ def test_updates_equal_torch_to_the_bit(
         theta, state = optimizer.update(theta, ClipByNorm(clip)(gradients), state)
         for mine, other in zip(theta, parameters, strict=True):
             assert torch.equal(mine, other.detach()), step
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_schedules_equal_those_of_transformers_to_the_bit(name: ScheduleName) -> None:
+    optimizer, factors = AdamW(lr=3e-3), schedule(name, 0.25, 12)
+    parameter = torch.nn.Parameter(torch.ones(3))
+    peer = torch.optim.AdamW([parameter], lr=3e-3, weight_decay=0.0, foreach=False)
+    kind = {"constant": get_constant_schedule_with_warmup, "linear": get_linear_schedule_with_warmup}
+    make = kind.get(name, get_cosine_schedule_with_warmup)
+    scheduler = make(peer, 3) if name == "constant" else make(peer, 3, 12)
+    theta, state, generator = [torch.ones(3)], optimizer.init([parameter]), torch.Generator().manual_seed(0)
+    for step in range(12):
+        parameter.grad = torch.randn(3, generator=generator)
+        theta, state = optimizer.update(theta, [parameter.grad], state, factors(state.step))
+        peer.step()
+        scheduler.step()
+        assert torch.equal(theta[0], parameter.detach()), step
+    assert factors(0) == 0.0
 
 
 def test_a_second_moment_of_zero_passes_no_gradient_back() -> None:

@@ -27,6 +27,10 @@ def test_rules(rule: SelectionRule, expected: list[int]) -> None:
     assert rule(ALPHA, [100] * 5) == expected
 
 
+def test_a_budget_skips_what_is_too_large_for_the_rest() -> None:
+    assert Budget(250)(ALPHA, [200, 1, 61, 150, 40]) == [1, 3, 4]
+
+
 def test_ties_go_to_the_lower_layer() -> None:
     assert TopK(2)([0.0] * 4, [1] * 4) == [0, 1]
 

@@ -60,6 +60,23 @@ def test_search_finetune_evaluate(family: str, recipe: Callable[..., Path], tmp_
     assert (out / "report" / "report.html").is_file()
 
 
+def test_single_projections_are_chosen_and_adapted(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    config, out = str(recipe()), tmp_path / "out"
+    rule = ["--search.rule=TopK", "--search.rule.k=3"]
+    assert main(["search", "--config", config, "--search.gates=module", "--search.repeats=2", *rule]) == 0
+    selection = Selection.read(out / "search" / "selection.json")
+    assert selection.projections == ["q_proj", "v_proj"]
+    assert sum(map(len, selection.targets.values())) == 3
+    assert main(["finetune", "--config", config]) == 0
+    tensors = load_file(out / "finetune" / "adapter" / "adapter_model.safetensors")
+    paths = [name.split(".lora_")[0].split("layers.")[1].split(".") for name in tensors]
+    adapted = {(int(path[0]), path[-1]) for path in paths}
+    assert adapted == {(layer, name) for layer, names in selection.targets.items() for name in names}
+    page = (out / "report" / "report.html").read_text()
+    assert "3 of 8 projections in" in page
+    assert "2 repeats agree to" in page
+
+
 def test_a_log_file_shows_losses_and_steps(
     recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
