@@ -179,7 +179,7 @@ def lightning_cli(
     bars = [] if settings.get("enable_progress_bar") is False else [progress_bar()]
     # LightningCLI must never see the verb's own command line: it would parse it once more.
     _silence()
-    with _arguments_hidden():
+    with _arguments_hidden(), _own_errors():
         cli = cli_class(
             module_class,
             MultipleChoiceDataModule,
@@ -238,6 +238,17 @@ def _arguments_hidden() -> Iterator[None]:
         yield
     finally:
         sys.argv = arguments
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Let what a class says of its settings through: jsonargparse wraps it where the setting may also be empty."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error.__cause__, FlexoraError):
+            raise error.__cause__ from None
+        raise
 
 
 def _silence() -> None:

@@ -173,9 +173,8 @@ def measure_memory(options: argparse.Namespace, cases: list[tuple[str, int]]) ->
     for name, inner_steps in track(cases, "memory"):
         arguments = [f"--{key}={value}" for key, value in vars(options).items() if value is not None]
         command = [sys.executable, "-m", "tests.benchmarks.hypergradient", *arguments, f"--only={name}:{inner_steps}"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL, check=False)
-        out_of_memory = {"peak": 0, "theta": 0}
-        found[name, inner_steps] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else out_of_memory
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+        found[name, inner_steps] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -216,7 +215,7 @@ def main() -> None:
         print(json.dumps({"peak": peak, "theta": bench.theta_bytes}))
         return
     small = options.model != "llama-3-8b"
-    cases = [("plain LoRA", 16), *(("finite difference", t) for t in (2, 16)), *(("exact", t) for t in (2, 16))]
+    cases = [("plain LoRA", 16), *(("finite difference", t) for t in (2, 16)), *(("exact", t) for t in (2, 4))]
     cases += [("autograd unroll", t) for t in (2, 4)] if small else []
     memory = measure_memory(options, cases)
     plain, theta = (memory["plain LoRA", 16][key] for key in ("peak", "theta"))

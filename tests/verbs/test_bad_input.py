@@ -42,6 +42,7 @@ def failing(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         (["--search.outer_steps=0"], "search.outer_steps: 0 is too small"),
         (["--search.estimator=Nope"], "search.estimator: .*Nope"),
         (["--search.estimator.last=0"], "search.estimator.last: 0 is too small"),
+        (["--search.inner_optimizer.lr=-1"], "search.inner_optimizer.lr: -1.0 must be positive"),
         (["--search.estimator.product=guess"], "search.estimator.*guess"),
         (["--search.gates=head"], "search.gates.*head"),
         (["--search.repeats=2", "--adapter.init_lora_weights=pissa"], "search.repeats: .*pissa"),
