@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING
 
 from peft import LoraConfig, PeftModel, get_layer_status, get_peft_model, get_peft_model_state_dict, load_peft_weights
+from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError
 
@@ -54,6 +55,14 @@ def attach(model: PreTrainedModel, adapter: LoraConfig, selection: Selection, fa
         wrong = sorted(adapted ^ wanted)[0]
         raise FlexoraError(f"adapter: PEFT adapted {len(adapted)} modules where {len(wanted)} were asked, e.g. {wrong}")
     return peft_model
+
+
+def draw_again(model: PeftModel, adapter: LoraConfig) -> None:
+    """Give LoRA a new start, drawn by torch's generators: random A, and B = 0."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for name in module.lora_A:
+                module.reset_lora_parameters(name, adapter.init_lora_weights)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:

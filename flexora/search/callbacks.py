@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from flexora.checkpoint import read_checkpoint, write_checkpoint
 from flexora.data.bilevel import BilevelDataModule
 from flexora.search.history import write_history
+from flexora.search.state import restore, snapshot
 
 if TYPE_CHECKING:
     from flexora.search.module import SearchModule
@@ -50,7 +51,7 @@ class SearchFiles(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Continue where the newest checkpoint ends, now that the optimiser exists."""
         if self._snapshot is not None:
-            cast("SearchModule", pl_module).restore(self._snapshot)
+            restore(cast("SearchModule", pl_module), self._snapshot)
             self._snapshot = None
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -73,4 +74,4 @@ class SearchFiles(Callback):
             self._save(module)
 
     def _save(self, module: SearchModule) -> None:
-        write_checkpoint(self.checkpoint, module.snapshot())
+        write_checkpoint(self.checkpoint, snapshot(module))

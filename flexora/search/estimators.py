@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,6 +30,21 @@ class OuterStep:
     direct: Tensor
     train_loss: float
     validation_loss: float
+
+    def require_finite(self, outer_step: int) -> None:
+        """Stop before alpha takes a step that no later one could mend.
+
+        Raises:
+            FlexoraError: If a loss or the hypergradient is infinite or not a number.
+        """
+        values = {"training loss": self.train_loss, "validation loss": self.validation_loss}
+        values["hypergradient"] = float(self.hypergradient.abs().sum())
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise FlexoraError(
+                    f"search: the {name} of outer step {outer_step} is {value}; alpha was not changed; "
+                    "lower search.inner_optimizer.lr or set search.clip_norm"
+                )
 
 
 class Estimator(ABC):

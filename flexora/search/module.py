@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 import torch
 from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from flexora.backbone.adapters import attach
+from flexora.backbone.adapters import attach, draw_again
 from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone, describe
 from flexora.data.bilevel import REPEAT_STRIDE, OuterBatch
 from flexora.errors import FlexoraError
 from flexora.scoring.likelihood import answer_loss
-from flexora.search.estimators import Estimator, OuterStep, Unrolled, cosine
-from flexora.search.gates import ADAPTER, Gates, gates_of
+from flexora.search.estimators import Estimator, Unrolled, cosine
+from flexora.search.gates import Gates, gates_of
 from flexora.search.history import HistoryRow
 from flexora.search.inner import AdamW, ClipByNorm, InnerOptimizer, InnerState
 from flexora.search.problem import BilevelProblem
@@ -188,7 +186,7 @@ class SearchModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Bring the inner optimiser's buffers to theta's device and precision: they were made before it got there."""
-        problem = self._problem
+        problem = self.bilevel_problem
         kept = zip(problem.theta, problem.state.buffers, strict=True)
         problem.state = InnerState(problem.state.step, [[b.to(theta) for b in buffers] for theta, buffers in kept])
         problem.processes = Processes(self.trainer.global_rank, self.trainer.world_size)
@@ -205,10 +203,10 @@ class SearchModule(L.LightningModule):
             self._start_again(repeat)
         seed = self.seed * OUTER_SEED_STRIDE * 1_000 + self.outer_step * OUTER_SEED_STRIDE
         exact = self._exact_hypergradient(batch, seed)
-        step = self.estimator(self._problem, batch, seed)
-        self._require_finite(step)
+        step = self.estimator(self.bilevel_problem, batch, seed)
+        step.require_finite(self.outer_step + 1)
         self.alpha.grad = step.hypergradient.to(self.alpha.dtype)
-        self._outer_optimizer.step()
+        self.outer_optimizer.step()
         row = HistoryRow(
             outer_step=self.outer_step + 1,
             repeat=repeat + 1,
@@ -224,19 +222,17 @@ class SearchModule(L.LightningModule):
     def _start_again(self, repeat: int) -> None:
         """Bring LoRA, alpha and both optimisers to the start of a repeat."""
         torch.manual_seed(self.seed + repeat * REPEAT_STRIDE)
-        for module in self.model.modules():
-            if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
-                module.reset_lora_parameters(ADAPTER, self.adapter.init_lora_weights)
-        problem = self._problem
+        draw_again(self.model, self.adapter)
+        problem = self.bilevel_problem
         problem.state = self.inner_optimizer.init(problem.theta)
         nn.init.zeros_(self.alpha)
-        self._outer_optimizer.state.clear()
+        self.outer_optimizer.state.clear()
 
     def _exact_hypergradient(self, batch: OuterBatch, seed: int) -> torch.Tensor | None:
         """The exact hypergradient of a step that is to be checked; the problem is left as it was."""
         if self.check_every is None or (self.outer_step + 1) % self.check_every:
             return None
-        problem = self._problem
+        problem = self.bilevel_problem
         theta, state = problem.copy_theta(), problem.state
         step = Unrolled(product="exact")(problem, batch, seed)
         problem.move(theta)
@@ -256,55 +252,25 @@ class SearchModule(L.LightningModule):
 
     def on_train_end(self) -> None:
         """Give PEFT its own scaling back."""
-        self._problem.gates.restore()
+        self.bilevel_problem.gates.restore()
 
     @property
     def processes(self) -> Processes:
         """The processes that share the search."""
-        return self._problem.processes
+        return self.bilevel_problem.processes
 
     @property
-    def _problem(self) -> BilevelProblem:
+    def bilevel_problem(self) -> BilevelProblem:
+        """The problem; exists once ``configure_model`` has run."""
         assert self.problem is not None, "configure_model has not run yet"
         return self.problem
 
     @property
-    def _outer_optimizer(self) -> torch.optim.Optimizer:
+    def outer_optimizer(self) -> torch.optim.Optimizer:
+        """Adam on alpha; exists once training has started."""
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         return optimizer
-
-    def _require_finite(self, step: OuterStep) -> None:
-        values = {"training loss": step.train_loss, "validation loss": step.validation_loss}
-        values["hypergradient"] = float(step.hypergradient.abs().sum())
-        for name, value in values.items():
-            if not torch.isfinite(torch.tensor(value)):
-                raise FlexoraError(
-                    f"search: the {name} of outer step {self.outer_step + 1} is {value}; alpha was not changed; "
-                    "lower search.inner_optimizer.lr or set search.clip_norm"
-                )
-
-    def snapshot(self) -> dict[str, Any]:
-        """Everything that the next outer step depends on; the frozen base model is not part of it."""
-        problem = self._problem
-        return {
-            "alpha": self.alpha.detach(),
-            "theta": [parameter.detach() for parameter in problem.theta],
-            "inner_step": problem.state.step,
-            "inner_buffers": problem.state.buffers,
-            "outer_optimizer": self._outer_optimizer.state_dict(),
-            "history": [asdict(row) for row in self.history],
-        }
-
-    def restore(self, snapshot: dict[str, Any]) -> None:
-        """Continue from a :meth:`snapshot`; call it once the optimisers exist (``on_train_start`` or later)."""
-        problem = self._problem
-        with torch.no_grad():
-            self.alpha.copy_(snapshot["alpha"])
-        problem.move(snapshot["theta"])
-        problem.state = InnerState(snapshot["inner_step"], snapshot["inner_buffers"])
-        self._outer_optimizer.load_state_dict(snapshot["outer_optimizer"])
-        self.history = [HistoryRow(**row) for row in snapshot["history"]]
 
     def selection(self) -> Selection:
         """The chosen layers with all that is known about the choice.

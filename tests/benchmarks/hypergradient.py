@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=128, help="tokens of a row")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the times; 0 for memory alone")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
@@ -230,6 +230,8 @@ def main() -> None:
         f"finite difference from T = 2 to 16: {growth / 1e6:+.1f} MB = {growth / 14 / theta:.2f} x bytes of theta "
         f"({theta / 1e6:.2f} MB) for each of the 14 steps"
     )
+    if not options.rounds:
+        return
     inner_steps = 4
     rounds = measure_time(options, inner_steps)
     gradients = {"first order": inner_steps + 1, "finite difference": 3 * inner_steps + 1}
