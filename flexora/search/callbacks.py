@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flexora.checkpoint import read_checkpoint, write_checkpoint
 from flexora.data.bilevel import BilevelDataModule
+from flexora.errors import FlexoraError
 from flexora.search.history import write_history
 from flexora.search.state import restore, snapshot
 
@@ -39,10 +40,20 @@ class SearchFiles(Callback):
         return self.folder / "checkpoints" / "last.pt"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Read the newest checkpoint: its number of steps is needed before the loader exists."""
+        """Read the newest checkpoint: its number of steps is needed before the loader exists.
+
+        Raises:
+            FlexoraError: If it was made on another number of devices: each step's rows would be others.
+        """
         if not self.checkpoint.is_file():
             return
         self._snapshot = read_checkpoint(self.checkpoint)
+        devices = self._snapshot["world_size"]
+        if devices != trainer.world_size:
+            raise FlexoraError(
+                f"search: {self.checkpoint} was made on {devices} devices, but the trainer has {trainer.world_size}; "
+                "continue on as many, or choose another output_dir"
+            )
         data = getattr(trainer, "datamodule", None)
         assert isinstance(data, BilevelDataModule)
         data.steps.start = len(self._snapshot["history"])

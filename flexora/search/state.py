@@ -23,6 +23,7 @@ def snapshot(search: SearchModule) -> dict[str, Any]:
         "inner_step": problem.state.step,
         "inner_buffers": problem.state.buffers,
         "outer_optimizer": search.outer_optimizer.state_dict(),
+        "world_size": problem.processes.world_size,
         "history": [asdict(row) for row in search.history],
     }
 

@@ -32,7 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a search and a fine-tune of the demo recipe, cut short."""
     out = tmp_path_factory.mktemp("real")
     cut = ["--config", str(RECIPE), f"--output_dir={out}", "--data.train_rows=48", "--data.validation_rows=16"]
-    assert main(["search", *cut, "--search.outer_steps=2", "--search.batch_size=4"]) == 0
+    short = ["--search.outer_steps=2", "--search.batch_size=4", "--search.check_every=2"]
+    assert main(["search", *cut, *short]) == 0
     assert main(["finetune", *cut, "--data.batch_size=8"]) == 0
     return out
 
@@ -46,6 +47,13 @@ def test_the_search_finds_layers(run: Path) -> None:
     assert max(map(abs, selection.alpha)) > 0.01
     assert selection.data is not None
     assert (selection.data.train_rows, selection.data.validation_rows) == (48, 16)
+
+
+def test_the_hypergradient_is_the_exact_one(run: Path) -> None:
+    """In float32, after some steps, whose second moments are small where gradients are."""
+    settings = Selection.read(run / "search" / "selection.json").search
+    assert settings is not None
+    assert settings["smallest_cosine_with_exact"] > 0.999
 
 
 def test_the_adapter_loads_with_plain_peft_and_gives_the_same_logits(run: Path) -> None:

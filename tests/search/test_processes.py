@@ -15,6 +15,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from flexora.backbone.limits import require_trainer
+from flexora.cli import main
 from flexora.data.bilevel import OuterBatch
 from flexora.errors import FlexoraError
 from flexora.search.estimators import Unrolled
@@ -62,7 +63,9 @@ def test_two_processes_give_the_alpha_of_one(tmp_path: Path, dropout: float, pro
     torch.testing.assert_close(first, alone, rtol=0, atol=1e-9)
 
 
-def test_a_search_on_two_devices_is_that_on_one(recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_search_on_two_devices_is_that_on_one(
+    recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Through the command line: two devices with 2 micro-batches each against one with all 4."""
     file = recipe()
     states = {}
@@ -80,6 +83,10 @@ def test_a_search_on_two_devices_is_that_on_one(recipe: Callable[..., Path], tmp
         assert done.stdout.count("layers chosen") == 1
         with (folder / "search" / "history.csv").open() as history:
             assert len(list(csv.DictReader(history))) == 3
+    (tmp_path / "on_2" / "search" / "done.json").unlink()
+    flags = [f"--output_dir={tmp_path / 'on_2'}", "--search.accumulate=2", "--search.validation_batches=1"]
+    assert main(["search", "--config", str(file), *flags]) == 2
+    assert "made on 2 devices, but the trainer has 1" in capfd.readouterr().err
     for many, one in zip(states[2]["theta"], states[1]["theta"], strict=True):
         torch.testing.assert_close(many, one, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(states[2]["alpha"], states[1]["alpha"], rtol=1e-3, atol=1e-6)
