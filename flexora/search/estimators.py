@@ -104,7 +104,10 @@ class Unrolled(Estimator):
             SAMA (Choe et al. 2023) approximates.
         relative_step: Length c of the finite difference's step in parameter space. By default 1e-2; 1e-1 where the
             model computes in bfloat16 (autocast, or a half-precision base), 1e-4 where theta is float64. Smaller steps
-            drown in rounding, larger ones in curvature.
+            drown in rounding, larger ones in curvature. Relative errors of the default in float32, SmolLM2-135M on
+            ARC-Easy, T = 2: 8e-5 with SGD and 4e-3 with AdamW at the cold start B = 0, where first order misses 0.54
+            and 0.02; 6e-5 and 4e-5 after 20 steps, where it misses 0.20 and 0.08
+            (``python -m tests.benchmarks.difference_step``).
     """
 
     def __init__(
