@@ -55,7 +55,8 @@ def require_trainer(trainer: L.Trainer, phase: Phase) -> None:
         _require_ddp(trainer)
     elif trainer.world_size > 1:
         raise FlexoraError(
-            f"{phase}: runs on one device so far, but trainer.devices gives {trainer.world_size}; set it to 1"
+            f"{phase}: runs on one device so far, but the trainer has {trainer.world_size}; "
+            f"set {phase}.trainer.devices to 1"
         )
 
 
@@ -66,7 +67,8 @@ def _require_ddp(trainer: L.Trainer) -> None:
     strategy = trainer.strategy
     if isinstance(strategy, SingleDeviceStrategy):
         return
-    # Strategies that inherit from DDP shard parameters; spawned processes could not hand their result back.
+    # Strategies that inherit from DDP shard parameters; spawned processes could not hand their result back. Lightning
+    # tells how processes are started by the launcher's class alone.
     if type(strategy) is not DDPStrategy or not isinstance(strategy.launcher, _SubprocessScriptLauncher):
         raise FlexoraError(
             f"search: trainer.strategy {type(strategy).__name__} is not supported; the search runs on one device, or "

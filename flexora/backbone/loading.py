@@ -28,8 +28,7 @@ class Backbone:
         revision: Branch, tag or commit on the hub.
         dtype: Precision of the frozen weights, or of computing with them where they are quantised. The adapter and
             alpha are float32 (float64 beside float64 weights).
-        quantization: ``nf4`` holds the frozen weights of the decoder in 4 bits (QLoRA; needs ``flexora[4bit]``). The
-            search takes no second derivatives of them.
+        quantization: ``nf4`` holds the frozen weights of the decoder in 4 bits (QLoRA; needs ``flexora[4bit]``).
         attention: Attention implementation of transformers.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
     """
@@ -40,6 +39,15 @@ class Backbone:
     quantization: Literal["nf4"] | None = None
     attention: Literal["sdpa", "eager"] = "sdpa"
     gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be computed.
+
+        Raises:
+            FlexoraError: If 4-bit weights are to be used in float64.
+        """
+        if self.quantization is not None and self.dtype == "float64":
+            raise FlexoraError("backbone.quantization: nf4 has no float64; set backbone.dtype to float32 or bfloat16")
 
     def resolve(self) -> str:
         """Where transformers finds the files: a folder, or the hub id itself.

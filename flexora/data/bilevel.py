@@ -58,7 +58,7 @@ class OuterBatches(Dataset[OuterBatch]):
     validation_batches: int
     rank: int = 0
     world_size: int = 1
-    _splits: dict[int, tuple[EncodedRows, EncodedRows]] = field(default_factory=dict)
+    _splits: dict[int, tuple[EncodedRows, EncodedRows]] = field(default_factory=dict, init=False, repr=False)
 
     def __getitem__(self, outer_step: int) -> OuterBatch:
         repeat, step = divmod(outer_step, self.outer_steps)
@@ -107,8 +107,8 @@ class BilevelDataModule(L.LightningDataModule):
         outer_steps: Number of outer steps K of each repeat.
         inner_steps: Inner steps T of each outer step.
         batch_size: Rows of each micro-batch.
-        accumulate: Micro-batches of each inner step.
-        validation_batches: Micro-batches of the outer objective.
+        accumulate: Micro-batches of each inner step, in each process.
+        validation_batches: Micro-batches of the outer objective, in each process.
         repeats: Repeats, each with an order and held-out rows of its own.
     """
 
@@ -129,6 +129,7 @@ class BilevelDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.validation_batches = validation_batches
+        self.repeats = repeats
         self.steps = StepsFrom(outer_steps * repeats)
 
     def prepare_data(self) -> None:

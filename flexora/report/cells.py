@@ -63,12 +63,8 @@ def _arm_cells(arm: ArmResult, primary: Metric) -> list[str]:
 def layer_cells(selection: Selection) -> Cells:
     """Header and rows of the chosen layers, or of their projections: only the columns that the selection knows."""
     header = ["layer", "projections"]
-    picked = [place for place, unit in enumerate(selection.units) if selection.has_chosen(unit)]
-    units = list(selection.units)
-    rows = [
-        [str(units[place].layer), units[place].projection or ", ".join(selection.targets[units[place].layer])]
-        for place in picked
-    ]
+    picked = {place: unit for place, unit in enumerate(selection.units) if selection.has_chosen(unit)}
+    rows = [[str(unit.layer), unit.projection or ", ".join(selection.targets[unit.layer])] for unit in picked.values()]
     frequency = selection.stability.frequency if selection.stability else None
     columns = {
         "alpha": [signed(value) for value in flatten(selection.alpha or [])],

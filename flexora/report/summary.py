@@ -140,7 +140,7 @@ def alpha_finding(history: History, selection: Selection | None) -> str:
     """Which layer's alpha rose highest, and how many were chosen."""
     last, steps = history.alpha[-1], history.outer_steps[-1]
     if max(last) == min(last):
-        return f"Alpha is the same for all {len(last)} layers after outer step {steps:,}"
+        return f"All {len(last)} entries of alpha are the same after outer step {steps:,}"
     top = history.units[max(range(len(last)), key=last.__getitem__)]
     count = f"{chosen(selection)} chosen; layer" if selection else "Layer"
     return f"{count} {top} ends highest, at alpha {signed(max(last))}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
@@ -78,14 +78,15 @@ class FirstOrder(Estimator):
         losses = []
         for t, micro in enumerate(batch["train"]):
             if self.official:
-                problem.state = problem.optimizer.init(problem.theta)
+                wiped = problem.optimizer.init(problem.theta)
+                problem.state = replace(wiped, clock=problem.state.clock)
             losses.append(problem.inner_step(micro, seed + t * SEED_STRIDE).loss)
         outer = problem.gradient(batch["validation"], train=False, seed=seed)
         return OuterStep(outer.alpha, outer.alpha, sum(losses) / len(losses), outer.loss)
 
 
 class Unrolled(Estimator):
-    """Unrolled differentiation through the T inner steps, at the memory of plain LoRA.
+    """Unrolled differentiation through the T inner steps, in memory that does not hold their graphs.
 
     theta is tiny, so the T gradients are kept, and the trajectory is walked back one step at a time; theta and the
     optimiser's moments are rebuilt elementwise from the start of the outer step:
@@ -97,8 +98,8 @@ class Unrolled(Estimator):
 
     Args:
         product: How the product in the last line is made. ``finite_difference``: two ordinary gradients on either side
-            of theta_t, 3T + 1 gradients an outer step. ``exact``: double backward, with torch's plain attention; about
-            twice the time, and the memory of one second-order graph of a micro-batch, whatever T is.
+            of theta_t, 3T + 1 gradients an outer step, and the memory of plain LoRA. ``exact``: double backward, with
+            torch's plain attention, and the memory of one second-order graph of a micro-batch, whatever T is.
         last: Walk back through the last so many of the T steps alone (truncated back-propagation; Shaban et al. 2019);
             all by default. ``last=1`` is the second-order estimate of DARTS (Liu et al. 2019), and with AdamW what
             SAMA (Choe et al. 2023) approximates.
@@ -113,6 +114,10 @@ class Unrolled(Estimator):
     def __init__(
         self, product: ProductName = "finite_difference", last: int | None = None, relative_step: float | None = None
     ) -> None:
+        if product not in get_args(ProductName):
+            raise FlexoraError(
+                f"search.estimator.product: {product} is unknown; give {' or '.join(get_args(ProductName))}"
+            )
         if last is not None and last < 1:
             raise FlexoraError(f"search.estimator.last: {last} is too small; walk back 1 step, or use FirstOrder")
         if relative_step is not None and not relative_step > 0:
@@ -151,6 +156,8 @@ class Unrolled(Estimator):
         return OuterStep(hypergradient, outer.alpha, sum(losses) / len(losses), outer.loss)
 
 
-def cosine(left: Tensor, right: Tensor) -> float:
-    """Cosine of the angle between two hypergradients."""
+def cosine(left: Tensor, right: Tensor) -> float | None:
+    """Cosine of the angle between two hypergradients; none where one of them is zero."""
+    if not left.any() or not right.any():
+        return None
     return torch.cosine_similarity(left.flatten().double(), right.flatten().double(), dim=0).item()

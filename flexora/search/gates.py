@@ -147,8 +147,8 @@ class Gates:
         places = [site.b_index for site in self._sites]
         pairs = [(a[place], b[place].detach()) for a, b in zip(left, right, strict=True) for place in places]
         products = torch.stack([torch.sum(a * b) for a, b in pairs]).to(alpha.dtype).view(len(left), -1).sum(0)
-        # A matrix product: summing by index would add up in another order at each run on a GPU.
+        # Not a matrix product, which autocast would round; not a sum by index, whose order varies on a GPU.
         self._behind = self._behind.to(alpha)
-        contribution = self.power * (self._behind @ products)
+        contribution = self.power * (self._behind * products).sum(1)
         gates = gates_of(alpha.detach()).flatten()
         return (contribution - gates / len(self.units) * contribution.sum()).view_as(alpha)

@@ -20,10 +20,17 @@ Tensors = list[Tensor]
 
 @dataclass
 class InnerState:
-    """State of an inner optimiser: steps done, and for each parameter its buffers (moments)."""
+    """State of an inner optimiser.
+
+    Attributes:
+        step: Steps done since its buffers were zero.
+        buffers: For each parameter its buffers (moments).
+        clock: Steps done on the schedule of the learning rate.
+    """
 
     step: int
     buffers: list[Tensors] = field(default_factory=list)
+    clock: int = 0
 
     def zeros(self) -> list[Tensors]:
         """Zero cotangents of the buffers."""
@@ -54,7 +61,7 @@ class InnerOptimizer(ABC):
         """One step: new parameters and new state; a schedule's factor ``scale`` multiplies the learning rate."""
         value, gradient, buffers = _joined(theta), _joined(gradients), _joined_buffers(state.buffers)
         value, buffers = self.rule(value, gradient, buffers, state.step + 1, self.lr * scale)
-        return _parted(value, theta), InnerState(state.step + 1, _parted_buffers(buffers, theta))
+        return _parted(value, theta), InnerState(state.step + 1, _parted_buffers(buffers, theta), state.clock + 1)
 
     def pullback(
         self,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import lightning as L
+import numpy as np
 import torch
 from peft import LoraConfig
 from torch import nn
@@ -12,13 +14,13 @@ from torch import nn
 from flexora.backbone.adapters import attach, draw_again
 from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone, describe
-from flexora.data.bilevel import REPEAT_STRIDE, OuterBatch
+from flexora.data.bilevel import REPEAT_STRIDE, BilevelDataModule, OuterBatch
 from flexora.errors import FlexoraError
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.estimators import Estimator, Unrolled, cosine
 from flexora.search.gates import Gates, gates_of
 from flexora.search.history import HistoryRow
-from flexora.search.inner import AdamW, ClipByNorm, InnerOptimizer, InnerState
+from flexora.search.inner import AdamW, ClipByNorm, InnerOptimizer
 from flexora.search.problem import BilevelProblem
 from flexora.search.processes import Processes
 from flexora.search.result import make_selection
@@ -27,8 +29,11 @@ from flexora.search.schedule import ScheduleName, schedule
 from flexora.search.selection import Selection, resolve_selection
 from flexora.search.units import Units
 
-#: Dropout seeds of successive outer steps lie this far apart.
-OUTER_SEED_STRIDE = 1_000_000
+
+def step_seed(seed: int, outer_step: int) -> int:
+    """Where an outer step's dropout seeds start: spread by a hash, so that no two searches share any."""
+    (drawn,) = np.random.SeedSequence([seed, outer_step]).generate_state(1, np.uint64)
+    return int(drawn) >> 1  # torch takes what fits into 64 bits, and the gradients count up from here
 
 
 class SearchModule(L.LightningModule):
@@ -170,9 +175,16 @@ class SearchModule(L.LightningModule):
         """Refuse what the search cannot do exactly.
 
         Raises:
-            FlexoraError: If precision, strategy or number of devices do not allow it.
+            FlexoraError: If precision or strategy do not allow it, or the batches are made for other settings.
         """
         require_trainer(self.trainer, "search")
+        data = getattr(self.trainer, "datamodule", None)
+        for name in ("outer_steps", "inner_steps", "batch_size", "accumulate", "validation_batches", "repeats"):
+            wanted, given = getattr(self, name), getattr(data, name, None)
+            if isinstance(data, BilevelDataModule) and given != wanted:
+                raise FlexoraError(
+                    f"search: {name} is {wanted}, but data.bilevel was given {given}; give both the same"
+                )
 
     @property
     def outer_step(self) -> int:
@@ -188,7 +200,7 @@ class SearchModule(L.LightningModule):
         """Bring the inner optimiser's buffers to theta's device and precision: they were made before it got there."""
         problem = self.bilevel_problem
         kept = zip(problem.theta, problem.state.buffers, strict=True)
-        problem.state = InnerState(problem.state.step, [[b.to(theta) for b in buffers] for theta, buffers in kept])
+        problem.state = replace(problem.state, buffers=[[b.to(theta) for b in buffers] for theta, buffers in kept])
         problem.processes = Processes(self.trainer.global_rank, self.trainer.world_size)
 
     def training_step(self, batch: OuterBatch, batch_idx: int) -> None:
@@ -201,7 +213,7 @@ class SearchModule(L.LightningModule):
         repeat, step_of_repeat = divmod(self.outer_step, self.outer_steps)
         if repeat and not step_of_repeat:
             self._start_again(repeat)
-        seed = self.seed * OUTER_SEED_STRIDE * 1_000 + self.outer_step * OUTER_SEED_STRIDE
+        seed = step_seed(self.seed, self.outer_step)
         exact = self._exact_hypergradient(batch, seed)
         step = self.estimator(self.bilevel_problem, batch, seed)
         step.require_finite(self.outer_step + 1)
@@ -237,6 +249,7 @@ class SearchModule(L.LightningModule):
         step = Unrolled(product="exact")(problem, batch, seed)
         problem.move(theta)
         problem.state = state
+        step.require_finite(self.outer_step + 1)
         return step.hypergradient
 
     def _log(self, row: HistoryRow) -> None:
@@ -253,11 +266,6 @@ class SearchModule(L.LightningModule):
     def on_train_end(self) -> None:
         """Give PEFT its own scaling back."""
         self.bilevel_problem.gates.restore()
-
-    @property
-    def processes(self) -> Processes:
-        """The processes that share the search."""
-        return self.bilevel_problem.processes
 
     @property
     def bilevel_problem(self) -> BilevelProblem:

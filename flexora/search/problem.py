@@ -120,6 +120,8 @@ class BilevelProblem:
         Raises:
             ValueError: If there is no micro-batch.
         """
+        if not batches:
+            raise ValueError("a gradient needs at least one micro-batch")
         # Autocast caches cast weights until its outermost block ends, and theta moves inside that block.
         torch.clear_autocast_cache()
         self._set_training(train)
@@ -134,8 +136,6 @@ class BilevelProblem:
                 derived = derive(part)
             losses.append(part.detach())
             total = [a + b for a, b in zip(total, derived, strict=True)] if total else list(derived)
-        if not losses:
-            raise ValueError("a gradient needs at least one micro-batch")
         loss = self.processes.sum_number(sum(part.item() for part in losses), device)
         return loss, self.processes.sum(total)
 
@@ -165,7 +165,7 @@ class BilevelProblem:
         return theta, state
 
     def _update(self, theta: Sequence[Tensor], state: InnerState, gradient: Tensors) -> tuple[Tensors, InnerState]:
-        return self.optimizer.update(theta, self.clip(gradient), state, self.schedule(state.step))
+        return self.optimizer.update(theta, self.clip(gradient), state, self.schedule(state.clock))
 
     def pullback(
         self,
@@ -188,7 +188,7 @@ class BilevelProblem:
             Cotangents of the parameters, the gradient and the buffers before the step.
         """
         cotangent, clipped_cotangent, buffer_cotangents = self.optimizer.pullback(
-            theta, self.clip(gradient), state, cotangent, buffer_cotangents, self.schedule(state.step)
+            theta, self.clip(gradient), state, cotangent, buffer_cotangents, self.schedule(state.clock)
         )
         return cotangent, self.clip.pullback(gradient, clipped_cotangent), buffer_cotangents
 

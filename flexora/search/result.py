@@ -75,7 +75,7 @@ def _settings(search: SearchModule) -> dict[str, Any]:
         "batch_size": search.batch_size,
         "accumulate": search.accumulate,
         "validation_batches": search.validation_batches,
-        "processes": search.processes.world_size,
+        "processes": search.trainer.world_size,
         "gates": search.gates,
         "estimator": {"name": type(search.estimator).__name__, **vars(search.estimator)},
         "inner_optimizer": {"name": type(search.inner_optimizer).__name__, **vars(search.inner_optimizer)},
@@ -84,7 +84,7 @@ def _settings(search: SearchModule) -> dict[str, Any]:
         "clip_norm": search.clip.max_norm,
         "alpha_lr": search.alpha_lr,
         "average_last": search.average_last,
-        "unit_parameters": sorted(set(search.unit_parameters)),
+        "unit_sizes": sorted(set(search.unit_parameters)),
     }
     if checked:
         settings["smallest_cosine_with_exact"] = min(checked)

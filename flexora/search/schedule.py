@@ -20,7 +20,7 @@ def constant(step: int) -> float:
 
 
 def schedule(name: ScheduleName, warmup_ratio: float, steps: int) -> Schedule:
-    """A schedule over all inner steps of a search.
+    """A schedule over all inner steps of a search, or of each of its repeats.
 
     The way back of the unrolled step needs the factor of any step, not a scheduler that is stepped: transformers keeps
     such a function inside its schedulers.
@@ -28,7 +28,7 @@ def schedule(name: ScheduleName, warmup_ratio: float, steps: int) -> Schedule:
     Args:
         name: What follows the warm-up.
         warmup_ratio: Share of the steps over which the learning rate rises from 0.
-        steps: Inner steps of the whole search, K * T.
+        steps: Inner steps, K * T.
     """
     stand_in = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     kind = "constant_with_warmup" if name == "constant" else name

@@ -125,6 +125,10 @@ class Selection(_Part):
         for layer, projections in self.targets.items():
             if not projections:
                 raise ValueError(f"targets[{layer}] names no projection")
+        if self.projections is not None:
+            unknown = {name for names in self.targets.values() for name in names} - set(self.projections)
+            if unknown or len(set(self.projections)) < len(self.projections):
+                raise ValueError(f"projections {self.projections} must be distinct and hold every target")
         per_unit = {"alpha": self.alpha, "gates": self.gates}
         if self.stability is not None:
             per_unit["stability.frequency"] = self.stability.frequency

@@ -21,6 +21,7 @@ def snapshot(search: SearchModule) -> dict[str, Any]:
         "alpha": search.alpha.detach(),
         "theta": [parameter.detach() for parameter in problem.theta],
         "inner_step": problem.state.step,
+        "inner_clock": problem.state.clock,
         "inner_buffers": problem.state.buffers,
         "outer_optimizer": search.outer_optimizer.state_dict(),
         "world_size": problem.processes.world_size,
@@ -34,6 +35,6 @@ def restore(search: SearchModule, kept: dict[str, Any]) -> None:
     with torch.no_grad():
         search.alpha.copy_(kept["alpha"])
     problem.move(kept["theta"])
-    problem.state = InnerState(kept["inner_step"], kept["inner_buffers"])
+    problem.state = InnerState(kept["inner_step"], kept["inner_buffers"], kept["inner_clock"])
     search.outer_optimizer.load_state_dict(kept["outer_optimizer"])
     search.history = [HistoryRow(**row) for row in kept["history"]]

@@ -119,6 +119,22 @@ class Recipe:
         """
         require_precision(self.trainer(phase).get("precision"), phase)
 
+    def require_one_device(self, phase: Phase) -> None:
+        """Refuse several devices before hours of search; a count that only the machine knows is left to the Trainer.
+
+        Raises:
+            FlexoraError: If the phase cannot use them yet.
+        """
+        trainer = self.trainer(phase)
+        devices, nodes = trainer.get("devices"), trainer.get("num_nodes") or 1
+        if isinstance(devices, str) and "," in devices:  # device numbers, as Lightning takes them
+            devices = [number for number in devices.split(",") if number]
+        count = len(devices) if isinstance(devices, list) else int(str(devices)) if str(devices).isdigit() else 1
+        if max(count, nodes) > 1:
+            raise FlexoraError(
+                f"{phase}: runs on one device so far; give devices to the search alone (search.trainer.devices)"
+            )
+
     def require_end(self) -> None:
         """Make sure that the fine-tune ends: Lightning's own default is 1,000 epochs.
 

@@ -54,6 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     console, folder = Console(), recipe.folder
     arms = recipe.sections["evaluate"]["arms"]
     recipe.require_end()
+    recipe.require_one_device("finetune")
+    recipe.require_one_device("evaluate")
     require_arms(arms)  # before hours of training
     steps = steps_of(arms, searches=recipe.sections["finetune"]["selection"] is None)
     for step in steps:

@@ -119,6 +119,7 @@ def _wrong_references(path: Path) -> Iterator[str]:
     found += _attempt(require_arms, recipe.sections["evaluate"]["arms"])
     for phase, module_class, module in phases:
         found += _attempt(recipe.require_precision, phase)
+        found += _attempt(recipe.require_one_device, phase) if phase != "search" else []
         found += _attempt(_check_phase, recipe, phase, module_class, module, architectures)
     for architecture in architectures:
         found += _attempt(_check_selection, recipe, architecture)

@@ -179,7 +179,7 @@ def measure_memory(options: argparse.Namespace, cases: list[tuple[str, int]]) ->
 
 
 def measure_time(options: argparse.Namespace, inner_steps: int) -> list[dict[str, float]]:
-    """Wall time of each case in each round; as many plain LoRA steps as the case takes gradients run right before it.
+    """Wall time of each case in each round, and that of a plain LoRA step from a run of them right before it.
 
     A shared machine grows slower and faster: only neighbours in time compare.
     """

@@ -158,6 +158,37 @@ def test_plots_draw_one_step_and_no_movement(run_dir: Path, tmp_path: Path) -> N
     assert set(draw(Run.read(run_dir), tmp_path)) == set(PICTURES)
 
 
+def test_module_gates_and_repeats(run_dir: Path, tmp_path: Path, selection: Selection) -> None:
+    """A row and a bar for each chosen projection, a line for each repeat."""
+    assert selection.alpha is not None
+    names = ["q_proj", "v_proj"]
+    folded = selection.model_copy(
+        update={
+            "projections": names,
+            "targets": {1: ["v_proj"], 2: names, 4: ["q_proj"]},
+            "alpha": [[value, -value] for value in selection.alpha],
+            "gates": [[1.0, 1.0]] * 6,
+            "stability": selection.stability and selection.stability.model_copy(update={"frequency": [[0.5, 0.5]] * 6}),
+        }
+    )
+    folded.write(run_dir / "search" / "selection.json")
+    units = [f"{layer}.{name}" for layer in range(6) for name in names]
+    lines = [",".join(["outer_step,repeat,train_loss,validation_loss", *(f"alpha_{unit}" for unit in units)])]
+    lines += [",".join([str(step + 1), str(step // 4 + 1), "2.0", "2.1", *["0.5"] * 12]) for step in range(8)]
+    (run_dir / "search" / "history.csv").write_text("\n".join(lines) + "\n")
+    run = Run.read(run_dir)
+    assert run.history is not None
+    assert [len(run.history.outer_steps[span]) for span in run.history.spans] == [4, 4]
+    page = page_of(run_dir)
+    assert "4 of 12 projections in 3 of 6 layers" in page
+    assert "q_proj 2, 4; v_proj 1, 2" in page
+    assert page.count("<td>2</td><td>") == 2
+    assert set(draw(run, tmp_path)) == set(PICTURES)
+    folded.model_copy(update={"projections": ["v_proj", "q_proj"]}).write(run_dir / "search" / "selection.json")
+    with pytest.raises(FlexoraError, match="different searches"):
+        Run.read(run_dir)
+
+
 def test_words(results: Results) -> None:
     """Layer spans, signs, and what counts as a gain."""
     assert spans([0, 1, 5, 6, 7, 9]) == "0, 1, 5-7, 9"

@@ -8,9 +8,11 @@ from peft import PeftModel
 from torch import Tensor
 
 from flexora.data.bilevel import OuterBatch
+from flexora.errors import FlexoraError
 from flexora.search.estimators import SEED_STRIDE, FirstOrder, Unrolled, cosine
 from flexora.search.gates import gates_of
 from flexora.search.inner import SGD, AdamW, InnerOptimizer
+from flexora.search.products import ProductName
 from flexora.search.schedule import schedule
 from tests.search.bilevel import LAYERS, Toy, mean_loss, oracle, outer_batch, set_tensor_gates, toy, warm_up
 
@@ -76,6 +78,19 @@ def test_unrolled_with_checkpointed_layers() -> None:
     assert isinstance(model, PeftModel)
     model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     assert relative_error(Unrolled(product="exact")(case.problem, batch, seed=7).hypergradient, expected) <= 1e-9
+
+
+@pytest.mark.parametrize("product", ["exact", "finite_difference"])
+def test_a_step_without_learning_rate_passes_nothing_back(product: ProductName) -> None:
+    case = toy("llama", AdamW(lr=1e-2), schedule=schedule("linear", 0.5, 2))
+    found = Unrolled(product=product)(case.problem, outer_batch(1), seed=7)
+    assert not found.hypergradient.any()
+    assert cosine(found.hypergradient, found.hypergradient) is None
+
+
+def test_an_unknown_product_is_refused() -> None:
+    with pytest.raises(FlexoraError, match="guess is unknown; give finite_difference or exact"):
+        Unrolled(product="guess")  # type: ignore[arg-type]
 
 
 def test_truncation_walks_back_the_last_steps_alone() -> None:

@@ -15,7 +15,8 @@ from flexora.backbone.loading import Backbone
 from flexora.data.arc import ArcEasy
 from flexora.errors import FlexoraError
 from flexora.search.callbacks import SearchFiles
-from flexora.search.module import SearchModule
+from flexora.search.module import SearchModule, step_seed
+from flexora.search.schedule import schedule
 
 
 def fit(model: Path, rows: Path, folder: Path, trainer: dict[str, Any] | None = None, **settings: Any) -> SearchModule:
@@ -89,16 +90,18 @@ def test_repeats_start_again_with_other_rows(
     assert selection.stability is not None
     assert selection.stability.repeats is not None
     assert len(selection.stability.repeats.choices) == 2
+    assert selection.stability.last_steps == 3
     assert selection.alpha == pytest.approx([sum(row.alpha[layer] for row in twice.history) / 6 for layer in range(4)])
 
 
-def test_a_search_stopped_in_its_second_repeat_continues_to_the_same_bits(
-    tiny_models: dict[str, Path], benchmark_folder: Path, tmp_path: Path
+@pytest.mark.parametrize("stop", [3, 4], ids=["between", "within"])
+def test_a_search_stopped_in_its_repeats_continues_to_the_same_bits(
+    tiny_models: dict[str, Path], benchmark_folder: Path, tmp_path: Path, stop: int
 ) -> None:
     whole = fit(tiny_models["llama"], benchmark_folder, tmp_path / "whole", repeats=2, checkpoint_every=1)
 
     settings = {"repeats": 2, "checkpoint_every": 1}
-    fit(tiny_models["llama"], benchmark_folder, tmp_path / "cut", {"limit_train_batches": 4}, **settings)
+    fit(tiny_models["llama"], benchmark_folder, tmp_path / "cut", {"limit_train_batches": stop}, **settings)
     continued = fit(tiny_models["llama"], benchmark_folder, tmp_path / "cut", **settings)
     assert continued.history == whole.history
     assert continued.selection() == whole.selection()
@@ -127,6 +130,62 @@ def test_rows_in_another_order_are_refused(
         module.training_step({"outer_step": 0, "train": [], "validation": []}, 0)
 
 
+def test_repeats_have_their_own_start_rows_and_held_out_rows(
+    tiny_models: dict[str, Path], benchmark_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[tuple[list[torch.Tensor], int, int]] = []
+    begin = SearchModule._start_again
+
+    def watched(search: SearchModule, repeat: int) -> None:
+        begin(search, repeat)
+        problem = search.bilevel_problem
+        assert not any(moment.any() for kept in problem.state.buffers for moment in kept)
+        starts.append((problem.copy_theta(), problem.state.step, problem.state.clock))
+
+    monkeypatch.setattr(SearchModule, "_start_again", watched)
+    fit(tiny_models["llama"], benchmark_folder, tmp_path, repeats=3)
+    (second, *clocks), (third, *_) = starts
+    assert clocks == [0, 0]
+    for place, (one, other) in enumerate(zip(second, third, strict=True)):
+        if place % 2:  # B
+            assert not one.any()
+            assert not other.any()
+        else:
+            assert not torch.equal(one, other)
+    data = ArcEasy(Backbone(str(tiny_models["llama"])), source=str(benchmark_folder), validation_rows=8, max_length=64)
+    loader = data.bilevel(3, 2, 4, repeats=2).train_dataloader()
+    orders = [
+        [row for t in loader.dataset[k]["train"] for micro in t for row in micro["rows"].tolist()] for k in (0, 3)
+    ]
+    assert orders[0] != orders[1]
+    held_out = [{str(row["sequences"]) for row in data.split(repeat)[1]} for repeat in range(2)]
+    for k, own in ((0, held_out[0]), (3, held_out[1])):
+        loader.dataset[k]
+        assert {str(row["sequences"]) for row in loader.dataset._splits[k // 3][1].data} == own
+    assert held_out[0] != held_out[1]
+
+
+def test_the_schedule_reaches_the_inner_steps(
+    tiny_models: dict[str, Path], benchmark_folder: Path, tmp_path: Path
+) -> None:
+    settings = {"inner_schedule": "cosine", "inner_warmup_ratio": 0.34}
+    search = fit(tiny_models["llama"], benchmark_folder, tmp_path, **settings)
+    expected = schedule("cosine", 0.34, 6)
+    factors = [search.bilevel_problem.schedule(step) for step in range(6)]
+    assert factors == [expected(step) for step in range(6)]
+    assert factors[0] == 0.0
+    assert search.bilevel_problem.state.clock == 6
+
+
+def test_batches_made_for_other_settings_are_refused(tiny_models: dict[str, Path], benchmark_folder: Path) -> None:
+    backbone = Backbone(str(tiny_models["llama"]))
+    search = SearchModule(backbone, LoraConfig(r=2), outer_steps=3)
+    data = ArcEasy(backbone, source=str(benchmark_folder), validation_rows=8, max_length=64).bilevel(6, 2, 8)
+    trainer = L.Trainer(accelerator="cpu", devices=1, max_epochs=1, logger=False, enable_checkpointing=False)
+    with pytest.raises(FlexoraError, match=r"outer_steps is 3, but data\.bilevel was given 6"):
+        trainer.fit(search, datamodule=data)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -144,3 +203,10 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 def test_repeats_need_a_start_that_can_be_drawn_again() -> None:
     with pytest.raises(FlexoraError, match=r"init_lora_weights pissa"):
         SearchModule(Backbone(), LoraConfig(init_lora_weights="pissa"), repeats=2)
+
+
+def test_no_two_outer_steps_share_their_dropout() -> None:
+    seeds = {step_seed(seed, step) for seed in range(40) for step in range(2_000)}
+    assert len(seeds) == 80_000
+    assert min(b - a for a, b in zip(sorted(seeds), sorted(seeds)[1:], strict=False)) > 1_000_000
+    torch.manual_seed(max(seeds) + 1_000_000)

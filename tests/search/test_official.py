@@ -7,8 +7,9 @@ import types
 import torch
 from torch import Tensor
 
-from flexora.search.estimators import SEED_STRIDE, FirstOrder
+from flexora.search.estimators import SEED_STRIDE, FirstOrder, Unrolled
 from flexora.search.inner import AdamW
+from flexora.search.schedule import schedule
 from tests.search.bilevel import LAYERS, Toy, outer_batch, toy
 
 OUTER_STEPS = 5
@@ -61,3 +62,25 @@ def test_the_official_flag_is_the_papers_code() -> None:
     imitated, correct = paths
     torch.testing.assert_close(imitated, expected, rtol=0, atol=1e-6)
     assert not torch.allclose(correct[-1], expected[-1], atol=1e-3)
+
+
+def test_the_schedule_goes_on_where_the_state_is_forgotten() -> None:
+    case = toy("llama", AdamW(lr=1e-2), schedule=schedule("linear", 0.5, 8))
+    start = case.problem.copy_theta()
+    for step in range(2):
+        FirstOrder(official=True)(case.problem, outer_batch(2, seed=step), seed=step)
+    assert (case.problem.state.step, case.problem.state.clock) == (1, 4)
+    assert not torch.equal(case.problem.copy_theta()[1], start[1])
+
+
+def test_the_flag_leaves_nothing_behind() -> None:
+    batch, found = outer_batch(2), []
+    for first in (FirstOrder(official=True), None):
+        case = toy("llama", AdamW(lr=1e-2))
+        theta, state = case.problem.copy_theta(), case.problem.state
+        if first is not None:
+            first(case.problem, batch, seed=1)
+            case.problem.move(theta)
+            case.problem.state = state
+        found.append(Unrolled()(case.problem, batch, seed=1).hypergradient)
+    assert torch.equal(*found)

@@ -57,6 +57,22 @@ def test_adapter_and_alpha_stay_in_float32(base: torch.dtype) -> None:
     assert problem.computes_in_half() == (base == torch.bfloat16)
 
 
+def test_autocast_does_not_round_the_gradient_of_alpha() -> None:
+    problem = half_problem(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        for step in range(5):
+            problem.inner_step([random_batch(step)], seed=step)
+        found = problem.gradient([random_batch(1)], train=False, seed=0)
+    products = torch.zeros(LAYERS, dtype=torch.float64)
+    names = [name for name, parameter in problem.model.named_parameters() if parameter.requires_grad]
+    for name, value, gradient in zip(names, problem.theta, found.theta, strict=True):
+        if ".lora_B." in name:
+            layer = int(name.split("layers.")[1].split(".")[0])
+            products[layer] += (value.detach().double() * gradient.double()).sum()
+    expected = products - products.mean()  # all gates are 1
+    assert torch.linalg.norm(found.alpha.double() - expected) <= 1e-5 * torch.linalg.norm(expected)
+
+
 def test_micro_batches_add_up_to_the_joint_batch() -> None:
     """Means of sums over the joint number of tokens, never means of means."""
     case = toy("llama", SGD(lr=0.5))

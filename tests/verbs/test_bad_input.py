@@ -44,6 +44,7 @@ def failing(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         (["--search.estimator.last=0"], "search.estimator.last: 0 is too small"),
         (["--search.inner_optimizer.lr=-1"], "search.inner_optimizer.lr: -1.0 must be positive"),
         (["--search.estimator.product=guess"], "search.estimator.*guess"),
+        (["--backbone.quantization=nf4", "--backbone.dtype=float64"], "nf4 has no float64"),
         (["--search.gates=head"], "search.gates.*head"),
         (["--search.repeats=2", "--adapter.init_lora_weights=pissa"], "search.repeats: .*pissa"),
         (["--trainer.devices=2", "--trainer.strategy=ddp_spawn"], "with strategy ddp"),
@@ -109,6 +110,7 @@ def test_finetune_refuses_lists(
         ({"targets": {"0": [], "2": ["q_proj"]}}, "names no projection"),
         ({"targets": {"0": ["nope_proj"], "2": ["q_proj"]}}, "nope_proj"),
         ({"alpha": [0.0]}, "alpha has 1 entries for 4 layers"),
+        ({"projections": ["v_proj"]}, "must be distinct and hold every target"),
         ({"alpha": [[0.0, 1.0]] * 4}, "alpha has another number of values for a layer"),
         ({"alpha": [[0.0]] * 4, "projections": ["q_proj", "v_proj"]}, "for 2 projections"),
         ({"alpha": ["x", 0, 0, 0]}, "alpha.0"),
@@ -158,6 +160,14 @@ def test_a_failed_start_binds_no_settings(
 
 def test_finetune_without_a_selection(recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
     assert "run flexora search first" in failing(["finetune", "--config", str(recipe())], capfd)
+
+
+def test_run_refuses_devices_that_only_the_search_can_use(
+    recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = failing(["run", "--config", str(recipe()), "--trainer.devices=2"], capfd)
+    assert "finetune: runs on one device so far; give devices to the search alone" in line
+    assert not (tmp_path / "out" / "search").exists()
 
 
 def test_evaluate_without_an_adapter(recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from flexora.cli import main
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
+from flexora.search.stability import random_jaccard
 from flexora.verbs.phase import Recipe
 from tests.tiny import FAMILIES
 
@@ -75,6 +76,9 @@ def test_single_projections_are_chosen_and_adapted(recipe: Callable[..., Path], 
     page = (out / "report" / "report.html").read_text()
     assert "3 of 8 projections in" in page
     assert "2 repeats agree to" in page
+    assert selection.stability is not None
+    assert selection.stability.repeats is not None
+    assert selection.stability.repeats.random_jaccard == pytest.approx(random_jaccard([3, 3], 8))
 
 
 def test_a_log_file_shows_losses_and_steps(
