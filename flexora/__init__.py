@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flexora.data.arc import ArcEasy
     from flexora.data.bilevel import BilevelDataModule
     from flexora.data.multiple_choice import MultipleChoiceDataModule
+    from flexora.data.piqa import Piqa
     from flexora.errors import FlexoraError
     from flexora.finetune.module import FinetuneModule
     from flexora.scoring.module import ScoreModule
@@ -33,6 +34,7 @@ _HOMES = {
     "FirstOrder": "flexora.search.estimators",
     "FlexoraError": "flexora.errors",
     "MultipleChoiceDataModule": "flexora.data.multiple_choice",
+    "Piqa": "flexora.data.piqa",
     "Positive": "flexora.search.rules",
     "SGD": "flexora.search.inner",
     "ScoreModule": "flexora.scoring.module",
@@ -54,6 +56,7 @@ __all__ = [
     "FirstOrder",
     "FlexoraError",
     "MultipleChoiceDataModule",
+    "Piqa",
     "Positive",
     "ScoreModule",
     "SearchModule",

