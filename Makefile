@@ -3,6 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# Files that begin with an underscore, or lie in such a folder, are parts of recipes.
+RECIPES := $(shell find recipes -name '*.yaml' -not -path '*/_*')
+
 .PHONY: demo test test-fast lint clean
 
 demo: $(VENV)/installed
@@ -11,7 +14,7 @@ demo: $(VENV)/installed
 
 test: lint
 	$(BIN)/flexora fetch demo
-	$(BIN)/flexora validate recipes/demo.yaml $(wildcard recipes/*/*/*.yaml)
+	$(BIN)/flexora validate $(RECIPES)
 	$(BIN)/pytest --durations=10
 
 # The tests that need no packaged model.

@@ -11,10 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flexora.backbone.loading import Backbone
-    from flexora.data.arc import ArcEasy
+    from flexora.data.benchmarks import (
+        ArcChallenge,
+        ArcEasy,
+        BoolQ,
+        CommonsenseMixture,
+        CommonsenseQA,
+        Gsm8k,
+        HellaSwag,
+        JsonlInstruction,
+        JsonlMultipleChoice,
+        Mmlu,
+        OpenBookQA,
+        Piqa,
+        RaceHigh,
+        RaceMiddle,
+        Siqa,
+        WinoGrande,
+    )
     from flexora.data.bilevel import BilevelDataModule
+    from flexora.data.datamodule import AnswerDataModule
+    from flexora.data.generative import GenerativeDataModule
     from flexora.data.multiple_choice import MultipleChoiceDataModule
-    from flexora.data.piqa import Piqa
     from flexora.errors import FlexoraError
     from flexora.finetune.module import FinetuneModule
     from flexora.scoring.module import ScoreModule
@@ -26,44 +44,76 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AdamW": "flexora.search.inner",
-    "ArcEasy": "flexora.data.arc",
+    "AnswerDataModule": "flexora.data.datamodule",
+    "ArcChallenge": "flexora.data.benchmarks",
+    "ArcEasy": "flexora.data.benchmarks",
     "Backbone": "flexora.backbone.loading",
     "BilevelDataModule": "flexora.data.bilevel",
+    "BoolQ": "flexora.data.benchmarks",
     "Budget": "flexora.search.rules",
+    "CommonsenseMixture": "flexora.data.benchmarks",
+    "CommonsenseQA": "flexora.data.benchmarks",
     "FinetuneModule": "flexora.finetune.module",
     "FirstOrder": "flexora.search.estimators",
     "FlexoraError": "flexora.errors",
+    "GenerativeDataModule": "flexora.data.generative",
+    "Gsm8k": "flexora.data.benchmarks",
+    "HellaSwag": "flexora.data.benchmarks",
+    "JsonlInstruction": "flexora.data.benchmarks",
+    "JsonlMultipleChoice": "flexora.data.benchmarks",
+    "Mmlu": "flexora.data.benchmarks",
     "MultipleChoiceDataModule": "flexora.data.multiple_choice",
-    "Piqa": "flexora.data.piqa",
+    "OpenBookQA": "flexora.data.benchmarks",
+    "Piqa": "flexora.data.benchmarks",
     "Positive": "flexora.search.rules",
+    "RaceHigh": "flexora.data.benchmarks",
+    "RaceMiddle": "flexora.data.benchmarks",
     "SGD": "flexora.search.inner",
     "ScoreModule": "flexora.scoring.module",
     "SearchModule": "flexora.search.module",
     "Selection": "flexora.search.selection",
+    "Siqa": "flexora.data.benchmarks",
     "Threshold": "flexora.search.rules",
     "TopK": "flexora.search.rules",
     "Unrolled": "flexora.search.estimators",
+    "WinoGrande": "flexora.data.benchmarks",
 }
 
 __all__ = [
     "SGD",
     "AdamW",
+    "AnswerDataModule",
+    "ArcChallenge",
     "ArcEasy",
     "Backbone",
     "BilevelDataModule",
+    "BoolQ",
     "Budget",
+    "CommonsenseMixture",
+    "CommonsenseQA",
     "FinetuneModule",
     "FirstOrder",
     "FlexoraError",
+    "GenerativeDataModule",
+    "Gsm8k",
+    "HellaSwag",
+    "JsonlInstruction",
+    "JsonlMultipleChoice",
+    "Mmlu",
     "MultipleChoiceDataModule",
+    "OpenBookQA",
     "Piqa",
     "Positive",
+    "RaceHigh",
+    "RaceMiddle",
     "ScoreModule",
     "SearchModule",
     "Selection",
+    "Siqa",
     "Threshold",
     "TopK",
     "Unrolled",
+    "WinoGrande",
 ]
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jsonargparse
 import jsonargparse.typing
 import lightning as L
 from peft import LoraConfig
 
-import flexora.data.arc  # noqa: F401 - so that short class names resolve
+import flexora.data.benchmarks  # noqa: F401 - so that short class names resolve
 from flexora.backbone.loading import Backbone
-from flexora.data.multiple_choice import MultipleChoiceDataModule
+from flexora.data.datamodule import AnswerDataModule
 from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
 from flexora.search.module import SearchModule
@@ -33,10 +33,14 @@ class EvaluateSettings:
     Attributes:
         arms: ``base``, ``lora`` (an adapter on all layers, which ``run`` trains on the same rows), ``flexora``, or the
             folder of any PEFT adapter.
+        referee: ``lm-eval`` has lm-evaluation-harness score the same rows, and prints how far its scores are.
+        samples: Also write ``evaluate/samples.jsonl``: log-likelihoods, prediction and answer of every row.
         trainer: Overrides of the recipe's trainer section.
     """
 
     arms: list[str] = field(default_factory=lambda: ["base", "lora", "flexora"])
+    referee: Literal["lm-eval"] | None = None
+    samples: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)
 
 
@@ -59,7 +63,8 @@ HINT = "; --help lists the settings"
 #: What the help of a verb says of its short flags.
 SHORT_FLAGS = {
     "finetune": " --selection is short for --finetune.selection.",
-    "evaluate": " --adapter FOLDER, once or several times, scores the base model beside these PEFT adapters.",
+    "evaluate": " --adapter FOLDER, once or several times, scores the base model beside these PEFT adapters; "
+    "--referee lm-eval is short for --evaluate.referee.",
 }
 
 
@@ -111,7 +116,7 @@ def recipe_parser(verb: str) -> RecipeParser:
     parser.add_argument("--output_dir", type=str, default="runs/flexora", help="Folder of all results.")
     parser.add_class_arguments(Backbone, "backbone", help="The base model.")
     parser.add_subclass_arguments(
-        MultipleChoiceDataModule, "data", skip={"backbone", "seed"}, required=True, help="The benchmark."
+        AnswerDataModule, "data", skip={"backbone", "seed"}, required=True, help="The benchmark."
     )
     parser.add_class_arguments(LoraConfig, "adapter", help="PEFT's LoRA configuration.")
     parser.add_class_arguments(L.Trainer, "trainer", instantiate=False, help="Lightning's Trainer.")

@@ -34,6 +34,11 @@ class RunFolder:
         """The evaluation's results."""
         return self.root / "evaluate" / "results.json"
 
+    @property
+    def samples(self) -> Path:
+        """What every arm said to every row of the evaluation."""
+        return self.root / "evaluate" / "samples.jsonl"
+
     def selection_of(self, phase: str) -> Path:
         """The selection that a search wrote, or that a fine-tune was made with."""
         return self.root / phase / "selection.json"

@@ -60,10 +60,19 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_model(folder: Path, family: str, layers: int = 4) -> Path:
+#: A chat template of one line: who speaks, what, and an end of text.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def save_model(folder: Path, family: str, layers: int = 4, chat_template: str | None = None) -> Path:
     """Write a tiny model and its tokenizer to ``folder``."""
     tiny_model(family, layers).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -74,7 +83,7 @@ def arc_row(number: int, rng: random.Random) -> dict[str, Any]:
     labels = ["A", "B", "C", "D"]
     return {
         "id": f"row-{number}",
-        "question": f"Which is {words[answer]}{'?' * rng.randint(1, 5)}",
+        "question": f"{number}: which is {words[answer]}{'?' * rng.randint(1, 5)}",
         "choices": {"text": words, "label": labels},
         "answerKey": labels[answer],
     }
@@ -103,7 +112,7 @@ output_dir: {output}
 backbone: {{model: {model}}}
 data:
   class_path: ArcEasy
-  init_args: {{source: {data}, batch_size: 4, evaluate_batch_size: 5, validation_rows: 8, max_length: 64}}
+  init_args: {{source: {data}, batch_size: 4, evaluate_tokens: 400, validation_rows: 8, max_length: 64}}
 adapter: {{r: 2, lora_alpha: 4, lora_dropout: 0.1}}
 trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}
 search:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
+from flexora.data.labels import labelled, unlabelled
 from flexora.data.multiple_choice import MultipleChoiceDataModule
 from flexora.data.question import Question
 from flexora.data.sources import Row, Source
 
-
-def _official(document: Row) -> Row:
-    """The packaged rows hold the finished query; take the question out of it again."""
-    labels = [chr(ord("A") + index) for index in range(len(document["choices"]))]
-    return {
-        "id": document["id"],
-        "question": document["query"].removeprefix("Question: ").removesuffix("\nAnswer:"),
-        "choices": {"text": document["choices"], "label": labels},
-        "answerKey": labels[document["gold"]],
-    }
+FIELDS = ("question", "choices", "answerKey")
 
 
 class ArcEasy(MultipleChoiceDataModule):
@@ -23,22 +15,35 @@ class ArcEasy(MultipleChoiceDataModule):
 
     benchmark = Source(
         hub=("allenai/ai2_arc", "ARC-Easy"),
-        fields=("question", "choices", "answerKey"),
+        fields=FIELDS,
         packaged={
             "train": "arc_easy/train_rc_5shot",
             "validation": "arc_easy/val_rc_5shot",
             "test": "arc_easy/test_rc_5shot",
         },
-        official=_official,
+        official=unlabelled,
     )
     reported_split = "test"
     primary_metric = "acc_norm"
+    referee = "arc_easy"
 
     @staticmethod
     def question(row: Row) -> Question:
-        """Write a row as lm-evaluation-harness does: question and ``Answer:`` on two lines, then the choice."""
-        context = f"Question: {row['question']}\nAnswer:"
-        choices = row["choices"]
-        if row["answerKey"] not in choices["label"]:
-            raise ValueError(f"answerKey {row['answerKey']!r} is none of the labels {', '.join(choices['label'])}")
-        return Question.with_choices(context, choices["text"], choices["label"].index(row["answerKey"]))
+        """Read a row; choices have letters or numbers as labels."""
+        return Question(row["question"], tuple(row["choices"]["text"]), labelled(row))
+
+
+class ArcChallenge(ArcEasy):
+    """ARC-Challenge: 1,119 train, 299 validation, 1,172 test rows."""
+
+    benchmark = Source(
+        hub=("allenai/ai2_arc", "ARC-Challenge"),
+        fields=FIELDS,
+        packaged={
+            "train": "arc_challenge/train_rc_5shot",
+            "validation": "arc_challenge/val_rc_5shot",
+            "test": "arc_challenge/test_rc_5shot",
+        },
+        official=unlabelled,
+    )
+    referee = "arc_challenge"

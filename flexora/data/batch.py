@@ -31,9 +31,11 @@ class Batch(TypedDict):
         choice: The choice it belongs to, numbered through the batch, ``[m]``.
         rows: Index of each row in its dataset, ``[rows]``.
         choices: Number of choices of each row in this batch, ``[rows]``.
+        answers: The right choice of each row, numbered within the row, ``[rows]``.
+        contrast: Whether the loss is the cross-entropy of the choices, and not that of the answer tokens.
         branched: Whether choices share a prompt here, so that plain causal attention would let them see each other.
-        normalizer: Answer tokens of the whole optimiser step, over accumulation and devices: a sum of losses divided
-            by it is the step's mean.
+        normalizer: Terms of the loss in the whole optimiser step, over accumulation and devices: a sum of losses
+            divided by it is the step's mean. See :func:`terms`.
     """
 
     input_ids: Tensor
@@ -44,18 +46,36 @@ class Batch(TypedDict):
     choice: Tensor
     rows: Tensor
     choices: Tensor
+    answers: Tensor
+    contrast: bool
     branched: bool
     normalizer: float
+
+
+def terms(batch: Batch) -> int:
+    """Number of terms that the batch's loss sums: answer tokens, or questions where choices are contrasted."""
+    return len(batch["rows"]) if batch["contrast"] else batch["target"].numel()
 
 
 def answer_tokens(question: EncodedQuestion) -> int:
     """Number of tokens of the right answer."""
     answer = question["answer"]
-    return len(question["sequences"][answer]) - question["starts"][answer]
+    return len(question["sequences"][answer]) - question["starts"][answer] - len(question["unscored"])
+
+
+def packed_length(question: EncodedQuestion) -> int:
+    """Tokens of a row that holds every choice of a question."""
+    return len(_pack(question, all_choices=True)[0])
 
 
 def collate(
-    questions: Sequence[EncodedQuestion], rows: Sequence[int], pad_token: int, *, all_choices: bool, normalizer: int = 0
+    questions: Sequence[EncodedQuestion],
+    rows: Sequence[int],
+    pad_token: int,
+    *,
+    all_choices: bool,
+    contrast: bool = False,
+    normalizer: int = 0,
 ) -> Batch:
     """Pack questions into a batch.
 
@@ -64,7 +84,8 @@ def collate(
         rows: Their indices in the dataset.
         pad_token: Token id that fills short rows.
         all_choices: Pack every choice (scoring) or the right one alone (training).
-        normalizer: Answer tokens of the whole optimiser step; 0 stands for those of this batch.
+        contrast: Train on the cross-entropy of the choices; it needs all of them.
+        normalizer: Terms of the loss in the whole optimiser step; 0 stands for those of this batch.
     """
     packed = [_pack(question, all_choices) for question in questions]
     length = max(len(ids) for ids, *_ in packed)
@@ -82,7 +103,7 @@ def collate(
     def padded(column: int, fill: int) -> Tensor:
         return pad_sequence([torch.tensor(row[column]) for row in packed], batch_first=True, padding_value=fill)
 
-    return Batch(
+    batch = Batch(
         input_ids=padded(0, pad_token),
         position_ids=padded(1, 0),
         segments=padded(2, PADDING),
@@ -91,9 +112,13 @@ def collate(
         choice=torch.tensor(choice),
         rows=torch.tensor(rows),
         choices=torch.tensor(choices),
+        answers=torch.tensor([question["answer"] if all_choices else 0 for question in questions]),
+        contrast=contrast,
         branched=max(choices) > 1,
-        normalizer=float(normalizer or len(target)),
+        normalizer=float(normalizer),
     )
+    batch["normalizer"] = float(normalizer or terms(batch))
+    return batch
 
 
 Packed = tuple[list[int], list[int], list[int], list[tuple[int, int, int]], int]
@@ -108,9 +133,12 @@ def _pack(question: EncodedQuestion, all_choices: bool) -> Packed:
     prefix = min(sum(1 for _ in shared), *starts) if len(sequences) > 1 else starts[0]
     ids, positions, segments = list(sequences[0][:prefix]), list(range(prefix)), [PREFIX] * prefix
     predictions: list[tuple[int, int, int]] = []
+    unscored = set(question["unscored"])
     for index, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
         offset = len(ids) - prefix  # packed position of a choice's token minus its own position
         for position in range(start, len(sequence)):
+            if position in unscored:
+                continue
             before = position - 1
             predictions.append((before if before < prefix else before + offset, sequence[position], index))
         ids += sequence[prefix:-1]

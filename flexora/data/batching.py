@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
+Numbers = Sequence[int] | np.ndarray
+
 #: Rows are sorted by length within this many batches: long enough to save padding, short enough to keep shuffling.
 GROUP = 50
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of one forward pass, and the answer tokens of the whole optimiser step that it belongs to."""
+    """Rows of one forward pass, and the terms of the loss in the whole optimiser step that it belongs to."""
 
     rows: list[int]
     normalizer: int
@@ -29,10 +31,25 @@ def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def sorted_batches(lengths: Numbers, batch_size: int) -> list[list[int]]:
     """All rows in batches of like length, longest first, so that memory peaks at the start."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
+
+
+def token_batches(lengths: Numbers, max_tokens: int) -> list[list[int]]:
+    """All rows in batches of like length whose padded size stays within ``max_tokens``, longest first.
+
+    A row that is longer than that has a batch of its own.
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        size = max(1, max_tokens // int(lengths[order[start]]))
+        batches.append(order[start : start + size].tolist())
+        start += size
+    return batches
 
 
 class LengthGroupedBatches(Sampler[MicroBatch]):
@@ -43,17 +60,15 @@ class LengthGroupedBatches(Sampler[MicroBatch]):
 
     Args:
         lengths: Tokens of each row.
-        answer_tokens: Supervised tokens of each row.
+        terms: Terms of the loss of each row.
         batch_size: Rows of one forward pass.
         accumulate: Forward passes of one optimiser step.
         seed: Seed of the order.
     """
 
-    def __init__(
-        self, lengths: Sequence[int], answer_tokens: Sequence[int], batch_size: int, accumulate: int = 1, seed: int = 0
-    ) -> None:
+    def __init__(self, lengths: Numbers, terms: Numbers, batch_size: int, accumulate: int = 1, seed: int = 0) -> None:
         self.lengths = np.asarray(lengths)
-        self.answer_tokens = np.asarray(answer_tokens)
+        self.terms = np.asarray(terms)
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.seed = seed
@@ -81,8 +96,8 @@ class LengthGroupedBatches(Sampler[MicroBatch]):
         batches = [batches[index] for index in permutation(len(batches), self.seed + 1, self.epoch)]
         for start in range(0, len(batches), self.accumulate):
             step = batches[start : start + self.accumulate]
-            tokens = int(sum(self.answer_tokens[rows].sum() for rows in step))
-            yield from (MicroBatch(rows, tokens) for rows in step)
+            total = int(sum(self.terms[rows].sum() for rows in step))
+            yield from (MicroBatch(rows, total) for rows in step)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from flexora.data.batching import MicroBatch, RowStream, group_rows
 from flexora.data.rows import EncodedRows
 
 if TYPE_CHECKING:
-    from flexora.data.multiple_choice import MultipleChoiceDataModule
+    from flexora.data.datamodule import AnswerDataModule
 
 
 #: Seeds of successive repeats lie this far apart, away from the seeds that users count up.
@@ -50,7 +50,7 @@ class OuterBatches(Dataset[OuterBatch]):
         world_size: Number of processes; the micro-batches of a step are dealt to them in turn.
     """
 
-    rows: MultipleChoiceDataModule
+    rows: AnswerDataModule
     outer_steps: int
     batch_size: int
     inner_steps: int
@@ -63,10 +63,11 @@ class OuterBatches(Dataset[OuterBatch]):
     def __getitem__(self, outer_step: int) -> OuterBatch:
         repeat, step = divmod(outer_step, self.outer_steps)
         if repeat not in self._splits:
-            train, validation = (
-                EncodedRows(part, self.rows.pad_token, all_choices=False) for part in self.rows.split(repeat)
+            train, validation = self.rows.split(repeat)
+            self._splits[repeat] = (
+                self.rows.training_rows(train, self.rows.objective),
+                self.rows.training_rows(validation, self.rows.validation_objective),
             )
-            self._splits[repeat] = (train, validation)
         train, validation = self._splits[repeat]
         seed = self.rows.seed + repeat * REPEAT_STRIDE
         return OuterBatch(
@@ -114,7 +115,7 @@ class BilevelDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        rows: MultipleChoiceDataModule,
+        rows: AnswerDataModule,
         outer_steps: int,
         inner_steps: int,
         batch_size: int,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def code_fingerprint(*parts: Callable[..., Any] | type) -> str:
 
 
 def _file_of(part: Callable[..., Any] | type) -> Path | None:
+    part = part.func if isinstance(part, partial) else part
     try:
         name = inspect.getsourcefile(part)
     except TypeError:  # built in, or typed at a prompt

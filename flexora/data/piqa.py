@@ -1,4 +1,4 @@
-"""PIQA: how to reach a physical goal (baber/piqa; AFL-3.0). Reported on the validation split, acc and acc_norm."""
+"""PIQA: how to reach a physical goal (baber/piqa; AFL-3.0). Reported on the validation split, acc."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flexora.data.sources import Row, Source
 
 
 class Piqa(MultipleChoiceDataModule):
-    """PIQA: 16,113 train and 1,838 validation rows; the test labels are hidden."""
+    """PIQA: 16,113 train and 1,838 validation rows."""
 
     benchmark = Source(
         hub=("baber/piqa",),
@@ -17,8 +17,9 @@ class Piqa(MultipleChoiceDataModule):
     )
     reported_split = "validation"
     primary_metric = "acc"
+    referee = "piqa"
 
     @staticmethod
     def question(row: Row) -> Question:
-        """Write a row as lm-evaluation-harness does: the goal as a question, then one of the two solutions."""
-        return Question.with_choices(f"Question: {row['goal']}\nAnswer:", [row["sol1"], row["sol2"]], row["label"])
+        """Read a row: a goal and two ways to reach it."""
+        return Question(row["goal"], (row["sol1"], row["sol2"]), row["label"])

@@ -1,43 +1,65 @@
-"""What a benchmark row becomes: pairs of context and continuation, and the index of the right one."""
+"""What a benchmark row says, and what the model reads of it: pairs of context and continuation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Question:
-    """One multiple-choice question, ready for a causal language model.
+    """One multiple-choice question, whatever the style of its prompt.
 
-    Shared prompts (ARC: one context, several continuations) and partial evaluation (WinoGrande: several contexts, one
-    continuation) are both lists of pairs.
+    Attributes:
+        stem: What is asked, without the words around it.
+        choices: The possible answers.
+        answer: Index of the right one.
+    """
+
+    stem: str
+    choices: tuple[str, ...]
+    answer: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.stem, str):
+            raise ValueError(f"the question is {self.stem!r}, not text")
+        if len(self.choices) < 2:
+            raise ValueError(f"a question needs at least two choices, this one has {len(self.choices)}")
+        for index, choice in enumerate(self.choices):
+            if not isinstance(choice, str):  # a reader's None would be scored as the word "None"
+                raise ValueError(f"choice {index} is {choice!r}, not text")
+            if not choice.strip():
+                raise ValueError(f"choice {index} is empty")
+        if isinstance(self.answer, bool) or not isinstance(self.answer, int):
+            raise ValueError(f"answer {self.answer!r} is not the number of a choice")
+        if not 0 <= self.answer < len(self.choices):
+            raise ValueError(f"answer {self.answer} is out of range for {len(self.choices)} choices")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a causal language model reads of a row.
+
+    Shared prompts (ARC: one context, several continuations), partial evaluation (WinoGrande: several contexts, one
+    continuation) and free answers (GSM8K: one pair) are all lists of pairs.
 
     Attributes:
         pairs: ``(context, continuation)`` for each choice; the model scores the continuation alone.
         answer: Index of the right pair.
+        closed: Whether the answer ends with the end-of-text token: so that a model learns to stop.
     """
 
     pairs: tuple[tuple[str, str], ...]
     answer: int
+    closed: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.pairs) < 2:
-            raise ValueError(f"a question needs at least two choices, this one has {len(self.pairs)}")
         if not 0 <= self.answer < len(self.pairs):
             raise ValueError(f"answer {self.answer} is out of range for {len(self.pairs)} choices")
         for index, (_, continuation) in enumerate(self.pairs):
             if not continuation.strip():
                 raise ValueError(f"choice {index} is empty")
 
-    @classmethod
-    def with_choices(cls, context: str, choices: Sequence[str], answer: int) -> Question:
-        """One context with several choices, each a space away from it.
-
-        Raises:
-            ValueError: If a choice is not text: a reader's None would be scored as the word ``None``.
-        """
-        for index, choice in enumerate(choices):
-            if not isinstance(choice, str):
-                raise ValueError(f"choice {index} is {choice!r}, not text")
-        return cls(tuple((context, f" {choice}") for choice in choices), answer)
+    @property
+    def right(self) -> str:
+        """The right pair as one text."""
+        return "".join(self.pairs[self.answer])

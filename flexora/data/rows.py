@@ -16,15 +16,21 @@ from flexora.data.batching import MicroBatch
 class EncodedRows(Dataset[Any]):
     """Encoded rows that are fetched as ready batches: the loader hands a whole :class:`MicroBatch` over."""
 
-    def __init__(self, data: datasets.Dataset, pad_token: int, *, all_choices: bool) -> None:
+    def __init__(self, data: datasets.Dataset, pad_token: int, *, all_choices: bool, contrast: bool = False) -> None:
         self.data = data
         self.pad_token = pad_token
         self.all_choices = all_choices
+        self.contrast = contrast
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, ``[rows]``."""
-        return np.asarray(self.data["length"])
+        """Tokens of each row as it is packed, ``[rows]``."""
+        return np.asarray(self.data["packed_length" if self.all_choices else "length"])
+
+    @cached_property
+    def terms(self) -> np.ndarray:
+        """Terms of the loss of each row, ``[rows]``: its answer tokens, or itself where choices are contrasted."""
+        return np.ones(len(self.data), dtype=int) if self.contrast else np.asarray(self.data["answer_tokens"])
 
     def __len__(self) -> int:
         return len(self.data)
@@ -35,4 +41,11 @@ class EncodedRows(Dataset[Any]):
     def __getitems__(self, batch: MicroBatch) -> Batch:
         """Collate the rows of one micro-batch."""
         questions = [self.data[row] for row in batch.rows]
-        return collate(questions, batch.rows, self.pad_token, all_choices=self.all_choices, normalizer=batch.normalizer)
+        return collate(
+            questions,
+            batch.rows,
+            self.pad_token,
+            all_choices=self.all_choices,
+            contrast=self.contrast,
+            normalizer=batch.normalizer,
+        )

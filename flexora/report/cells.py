@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexora.scoring.results import ArmResult, Estimate, Metric, Results
@@ -11,7 +11,6 @@ from flexora.search.selection import Selection
 from flexora.search.units import flatten
 
 NONE = "\N{EN DASH}"
-METRICS: tuple[Metric, ...] = ("acc", "acc_norm")
 
 Cells = tuple[list[str], list[list[str]]]
 
@@ -40,22 +39,27 @@ def results_title(results: Results) -> str:
 def results_cells(results: Results) -> Cells:
     """Header and rows of the accuracy table, one row per arm; the first column is the arm, the others are figures.
 
-    Accuracies are shares with one standard error; the loss is in nats per answer token; the last column is the paired
-    difference of the primary metric to the base model.
+    Accuracies are shares with one standard error; the loss is in nats per answer token; the calibration error is a
+    share; the last column is the paired difference of the primary metric to the base model.
     """
-    metric = results.primary_metric
-    header = ["arm", "adapted layers", "trainable parameters", *METRICS, "loss", f"{metric} vs base"]
-    return header, [_arm_cells(arm, metric) for arm in results.arms]
+    primary = results.primary_metric
+    metrics = [metric for metric in (results.arms[0].metrics if results.arms else ()) if metric != "loss"]
+    calibrated = any(arm.calibration_error is not None for arm in results.arms)
+    header = ["arm", "adapted layers", "trainable parameters", *metrics, "loss"]
+    header += [*(["calibration error"] if calibrated else []), f"{primary} vs base"]
+    return header, [_arm_cells(arm, metrics, primary, calibrated) for arm in results.arms]
 
 
-def _arm_cells(arm: ArmResult, primary: Metric) -> list[str]:
+def _arm_cells(arm: ArmResult, metrics: Sequence[Metric], primary: Metric, calibrated: bool) -> list[str]:
     """One row of the accuracy table."""
+    calibration = NONE if arm.calibration_error is None else f"{arm.calibration_error:.3f}"
     return [
         arm.name,
         str(arm.adapted_layers),
         f"{arm.trainable_parameters:,}",
-        *(estimate(arm.metrics.get(metric)) for metric in METRICS),
+        *(estimate(arm.metrics.get(metric)) for metric in metrics),
         f"{arm.loss:.3f}",
+        *([calibration] if calibrated else []),
         estimate(arm.over_base.get(primary) if arm.over_base else None, sign=True),
     ]
 

@@ -12,7 +12,7 @@ from flexora.files import write_atomically
 from flexora.report import cells, summary
 from flexora.report.plots import draw
 from flexora.report.run import Run
-from flexora.report.terminal import results_markdown
+from flexora.report.terminal import referee_lines, results_markdown
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
 
@@ -52,6 +52,10 @@ def write_report(run_dir: Path, title: str | None = None) -> Path:
         caveats=summary.caveats(run),
         results_title=cells.results_title(run.results) if run.results else None,
         results=cells.results_cells(run.results) if run.results else None,
+        parts=[(cells.results_title(part), cells.results_cells(part)) for part in run.results.parts]
+        if run.results
+        else [],
+        referee=referee_lines(run.results) if run.results else [],
         layers=cells.layer_cells(run.selection) if run.selection else None,
         chosen=summary.chosen(run.selection) if run.selection else None,
         stability=summary.stability_lines(run.selection) if run.selection else [],
@@ -85,5 +89,5 @@ def _settings(selection: Selection | None, results: Results | None) -> dict[str,
             name: kept[name] for name in ("base", "rule", "search", "data", "seed", "versions") if name in kept
         }
     if results:
-        settings["evaluation"] = results.model_dump(exclude={"format_version", "arms"})
+        settings["evaluation"] = results.model_dump(exclude={"format_version", "arms", "parts"})
     return settings

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from flexora.files import write_atomically
 from flexora.report import summary
-from flexora.report.cells import METRICS, rows_scored
+from flexora.report.cells import rows_scored
 from flexora.report.run import History, Run
 from flexora.report.style import (
     BLUE,
@@ -153,10 +153,11 @@ def _running_mean(values: Sequence[float], reach: int) -> list[float]:
 
 
 def accuracy_figure(results: Results) -> Figure:
-    """``acc`` and ``acc_norm`` of every arm as dots with one standard error to either side."""
+    """The metrics of every arm as dots with one standard error to either side."""
     arms = results.arms
+    metrics = list(arms[0].metrics) if arms else []
     figure, (axes,) = new_figure(1.5 + 0.85 * len(arms), summary.accuracy_finding(results))
-    for metric, offset in zip(METRICS, (-0.16, 0.16), strict=True):
+    for metric, offset in zip(metrics, [0.0] if len(metrics) == 1 else [-0.16, 0.16], strict=True):
         colour = BLUE if metric == results.primary_metric else MUTED
         for place, arm in enumerate(arms):
             if metric not in arm.metrics:
@@ -177,8 +178,9 @@ def accuracy_figure(results: Results) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", color=FAINT, linewidth=0.8)
     axes.tick_params(axis="y", labelsize=10.5, labelcolor=INK)
-    share = f"share of right answers on {rows_scored(results)} {results.split} rows, ± one standard error"
-    axes.set_xlabel(share, color=INK, fontsize=LABEL, parse_math=False)
+    unit = "nats per answer token" if results.primary_metric == "loss" else "share of right answers"
+    label = f"{unit} on {rows_scored(results)} {results.split} rows, ± one standard error"
+    axes.set_xlabel(label, color=INK, fontsize=LABEL, parse_math=False)
     return figure
 
 

@@ -183,5 +183,7 @@ def accuracy_finding(results: Results) -> str:
     if abs(gain.value) <= _CLEAR * gain.stderr:
         return f"{name} is level with the base model in {metric} ({estimate(gain, sign=True)})"
     size = estimate(gain.model_copy(update={"value": abs(gain.value)}))
+    if metric == "loss":
+        return f"{name} {'lowers' if gain.value < 0 else 'raises'} the base model's loss by {size}"
     verb = "gains" if gain.value > 0 else "loses"
     return f"{name} {verb} {size} {metric} against the base model"

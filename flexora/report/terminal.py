@@ -95,10 +95,26 @@ def results_table(results: Results) -> Table:
     return table
 
 
+def referee_lines(results: Results) -> list[str]:
+    """What a referee found, one line for each benchmark and arm that it scored."""
+    lines = []
+    for part in results.parts or [results]:
+        for arm in part.arms:
+            if (found := arm.referee) is not None:
+                lines.append(
+                    f"{found.referee} on {part.benchmark}, {arm.name}: "
+                    f"log-likelihoods within {found.largest:.1e} nats, {found.other_predictions} of {found.rows:,} "
+                    f"predictions differ ({found.near_ties} near ties); "
+                    f"acc {found.referee_accuracy:.4f}, ours {found.accuracy:.4f}"
+                )
+    return lines
+
+
 def results_markdown(results: Results) -> str:
     """The accuracy table as Markdown, with its title above; ends with a newline."""
     header, rows = results_cells(results)
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in [header, *rows]]
     lines = [f"| {' | '.join(row)} |" for row in escaped]
     lines.insert(1, f"| --- |{' ---: |' * (len(header) - 1)}")
-    return f"{results_title(results)}:\n\n" + "\n".join(lines) + "\n"
+    own = f"{results_title(results)}:\n\n" + "\n".join(lines) + "\n"
+    return "\n".join([own, *map(results_markdown, results.parts)])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from flexora.data.batch import PADDING, Batch, branch_mask
 
@@ -48,8 +50,16 @@ def choice_log_likelihoods(model: PreTrainedModel | PeftModel, batch: Batch) -> 
 
 
 def answer_loss(model: PreTrainedModel | PeftModel, batch: Batch) -> Tensor:
-    """Summed negative log-likelihood of the answer tokens, a scalar in nats; divide by a token count for the mean."""
-    return -token_log_likelihoods(model, batch).sum()
+    """The loss of a batch, summed over its :func:`~flexora.data.batch.terms`: a scalar in nats.
+
+    That is the negative log-likelihood of the answer tokens; or, where the batch contrasts choices, the cross-entropy
+    of the right choice under a softmax over the summed log-likelihoods of all choices of its question.
+    """
+    if not batch["contrast"]:
+        return -token_log_likelihoods(model, batch).sum()
+    scores = torch.split(choice_log_likelihoods(model, batch), batch["choices"].tolist())
+    padded = pad_sequence(list(scores), batch_first=True, padding_value=-math.inf)
+    return F.cross_entropy(padded, batch["answers"], reduction="sum")
 
 
 def _attention_mask(base: Any, batch: Batch) -> Tensor | None:

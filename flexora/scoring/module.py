@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import lightning as L
 import torch
@@ -14,15 +15,17 @@ from flexora.backbone.adapters import load_adapter
 from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone
 from flexora.scoring.accuracy import RowScore
+from flexora.scoring.generation import generate
 from flexora.scoring.likelihood import choice_log_likelihoods
 
 if TYPE_CHECKING:
     from flexora.data.batch import Batch
-    from flexora.data.multiple_choice import MultipleChoiceDataModule
+    from flexora.data.datamodule import AnswerDataModule
+    from flexora.data.generative import GenerativeDataModule, PromptBatch
 
 
 class ScoreModule(L.LightningModule):
-    """Collects the log-likelihood of every choice of the reported rows.
+    """Collects the log-likelihood of every choice of the reported rows, and answers that are to be generated.
 
     Args:
         backbone: The base model.
@@ -35,6 +38,8 @@ class ScoreModule(L.LightningModule):
         self.adapter = adapter
         self.model: PreTrainedModel | PeftModel | None = None
         self.log_likelihoods: dict[int, list[float]] = {}
+        self.generated: dict[int, str] = {}
+        self.data: AnswerDataModule | None = None
 
     def configure_model(self) -> None:
         """Load the base model and the adapter."""
@@ -53,16 +58,30 @@ class ScoreModule(L.LightningModule):
         """Refuse what would round the adapter or count rows twice."""
         require_trainer(self.trainer, "evaluate")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score one batch."""
+    def on_test_start(self) -> None:
+        """Forget the rows of another benchmark."""
+        self.log_likelihoods.clear()
+        self.generated.clear()
+
+    def test_step(self, batch: Batch | PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score one batch, or answer its prompts."""
         assert self.model is not None, "configure_model has not run yet"
+        if "prompts" in batch:
+            self._answer(cast("PromptBatch", batch))
+            return
         scores = choice_log_likelihoods(self.model, batch)
         parts = torch.split(scores, batch["choices"].tolist())
         for row, part in zip(batch["rows"].tolist(), parts, strict=True):
             self.log_likelihoods[row] = part.tolist()
 
+    def _answer(self, batch: PromptBatch) -> None:
+        assert self.model is not None
+        data = cast("GenerativeDataModule", self.data)
+        texts = generate(self.model, data.tokenizer, batch["prompts"], data.max_new_tokens, data.stop)
+        self.generated |= zip(batch["rows"].tolist(), texts, strict=True)
 
-def score(trainer: L.Trainer, module: ScoreModule, data: MultipleChoiceDataModule) -> list[RowScore]:
+
+def score(trainer: L.Trainer, module: ScoreModule, data: AnswerDataModule) -> list[RowScore]:
     """Score the reported rows of a benchmark, in their order.
 
     Args:
@@ -70,10 +89,19 @@ def score(trainer: L.Trainer, module: ScoreModule, data: MultipleChoiceDataModul
         module: Base model, with or without an adapter.
         data: The benchmark.
     """
+    module.data = data
     trainer.test(module, datamodule=data, verbose=False)
     rows = data.reported_set
     facts = zip(rows["chars"], rows["answer"], rows["answer_tokens"], strict=True)
-    return [
+    scores = [
         RowScore(module.log_likelihoods[index], chars, answer, tokens)
         for index, (chars, answer, tokens) in enumerate(facts)
+    ]
+    if not module.generated:
+        return scores
+    answers = cast("GenerativeDataModule", data)
+    texts = [module.generated[index] for index in range(len(scores))]
+    return [
+        replace(row, generated=text, matches=answers.matches(text, answer))
+        for row, text, answer in zip(scores, texts, answers.answers, strict=True)
     ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from flexora.data.batch import terms
 from flexora.search.gates import Gates, gates_of
 from flexora.search.inner import ClipByNorm, InnerOptimizer, InnerState, Tensors
 from flexora.search.processes import Processes
@@ -127,7 +128,7 @@ class BilevelProblem:
         self._set_training(train)
         self.gates.apply(gates_of(self.alpha.detach()))
         device = self.theta[0].device
-        tokens = self.processes.sum_number(sum(batch["target"].numel() for batch in batches), device)
+        tokens = self.processes.sum_number(sum(map(terms, batches)), device)
         losses: list[Tensor] = []
         total: Tensors = []
         for index, batch in enumerate(batches):

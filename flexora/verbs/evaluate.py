@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
-from flexora.backbone.adapters import WEIGHT_FILES, adapter_size
+from flexora.backbone.adapters import adapter_size
 from flexora.errors import FlexoraError
 from flexora.report.html import write_report
-from flexora.report.terminal import results_table
-from flexora.runfolder import RunFolder
-from flexora.scoring.accuracy import RowScore, arm_result
+from flexora.report.terminal import referee_lines, results_table
+from flexora.scoring.accuracy import RowScore, arm_result, average
 from flexora.scoring.module import ScoreModule, score
-from flexora.scoring.results import ArmResult, Results
+from flexora.scoring.referee import compare, harness_model, harness_scores, require_referee
+from flexora.scoring.results import Results
+from flexora.scoring.samples import write_samples
+from flexora.verbs.arms import adapter_of, fingerprints, require_same_prompts
 from flexora.verbs.phase import Recipe, lightning_cli, plain_errors
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
 
-#: Phase that trains the adapter of an arm; any other arm but the base is a PEFT folder.
-PHASE_OF_ARM = {"flexora": "finetune", "lora": "lora"}
+    from flexora.data.datamodule import AnswerDataModule
+    from flexora.data.multiple_choice import MultipleChoiceDataModule
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     recipe = Recipe("evaluate", _long_form(arguments))
     recipe.require_precision("evaluate")
     folder = recipe.folder
-    adapters = {arm: _adapter(folder, arm) for arm in recipe.sections["evaluate"]["arms"]}
+    adapters = {arm: adapter_of(folder, arm) for arm in recipe.sections["evaluate"]["arms"]}
     settings = recipe.settings("evaluate") | {"adapters": fingerprints(folder, adapters)}
     with folder.locked():
         folder.start("evaluate", settings)
@@ -50,30 +51,31 @@ def main(arguments: Sequence[str]) -> int:
             callbacks=[],
             folder=folder.root / "evaluate",
         )
-        data = cli.datamodule
-        results = Results(
-            benchmark=data.benchmark_name,
-            split=data.reported_split,
-            rows=len(data.reported_set),
-            split_rows=data.reported_rows,
-            model=cli.model.backbone.model,
-            precision=cli.trainer.precision,
-            primary_metric=data.primary_metric,
-            arms=_score_arms(cli, adapters),
-        )
+        wanted = recipe.sections["evaluate"]
+        if wanted["referee"]:
+            require_referee(cli.datamodule, cli.model.backbone)
+        for arm, adapter in adapters.items():
+            require_same_prompts(arm, adapter, recipe.sections["data"])
+        results = _score(cli, adapters, folder.samples if wanted["samples"] else None, asked=bool(wanted["referee"]))
         results.write(folder.results)
         folder.finish("evaluate", settings)
         write_report(folder.root, recipe.sections["report"]["title"])
-    Console().print(results_table(results))
+    console = Console()
+    for part in [*results.parts, results]:
+        console.print(results_table(part))
+    for line in referee_lines(results):
+        console.print(line, soft_wrap=True)
     return 0
 
 
 def _long_form(arguments: Sequence[str]) -> list[str]:
-    """``--adapter FOLDER``, once or several times, is short for the base model beside these adapters."""
+    """``--adapter FOLDER``, once or several times, is the base model beside these; ``--referee`` a setting."""
     given, rest, adapters = iter(arguments), [], []
     for argument in given:
         name, equals, value = argument.partition("=")
-        if name == "--adapter":
+        if name == "--referee":
+            rest.append("--evaluate.referee=" + (value if equals else next(given, "")))
+        elif name == "--adapter":
             adapters.append(value if equals else next(given, ""))
             if not adapters[-1]:
                 raise FlexoraError("--adapter names no folder; give the folder of a PEFT adapter")
@@ -82,50 +84,42 @@ def _long_form(arguments: Sequence[str]) -> list[str]:
     return [*rest, f"--evaluate.arms={json.dumps(['base', *adapters])}"] if adapters else rest
 
 
-def require_arms(arms: Sequence[str]) -> None:
-    """Make sure that every arm is known or a folder, before anything is trained for it.
-
-    Raises:
-        FlexoraError: Naming the first that is neither.
-    """
-    for arm in arms:
-        if arm != "base" and arm not in PHASE_OF_ARM and not Path(arm).expanduser().is_dir():
-            known = ", ".join(["base", *PHASE_OF_ARM])
-            raise FlexoraError(f"evaluate.arms: {arm} is neither one of {known} nor the folder of an adapter; mend it")
-
-
-def fingerprints(folder: RunFolder, arms: Iterable[str]) -> dict[str, str | None]:
-    """Hash of every arm's adapter weights, none for the base model or where there are none."""
-    hashes: dict[str, str | None] = {}
-    for arm in arms:
-        place = _place(folder, arm)
-        file = place and next((place / name for name in WEIGHT_FILES if (place / name).is_file()), None)
-        hashes[arm] = hashlib.sha256(file.read_bytes()).hexdigest() if file else None
-    return hashes
-
-
-def _place(folder: RunFolder, arm: str) -> Path | None:
-    if arm == "base":
-        return None
-    return folder.adapter(PHASE_OF_ARM[arm]) if arm in PHASE_OF_ARM else Path(arm).expanduser()
-
-
-def _adapter(folder: RunFolder, arm: str) -> Path | None:
-    path = _place(folder, arm)
-    if path is not None and not (path / "adapter_config.json").is_file():
-        raise FlexoraError(
-            f"evaluate.arms: {arm} has no adapter in {path}; run flexora run, or set --evaluate.arms or --adapter"
-        )
-    return path
-
-
-def _score_arms(cli: LightningCLI, adapters: dict[str, Path | None]) -> list[ArmResult]:
-    rows: dict[str, list[RowScore]] = {}
+def _score(cli: LightningCLI, adapters: dict[str, Path | None], samples: Path | None, *, asked: bool) -> Results:
+    """Score every arm on every part of the data; each adapter is loaded once. A referee does the same, if asked."""
+    parts: Sequence[AnswerDataModule] = cli.datamodule.parts
+    rows: list[dict[str, list[RowScore]]] = [{} for _ in parts]
     sizes: dict[str, tuple[int, int]] = {}
     for arm, adapter in adapters.items():
-        cli.trainer.print(f"evaluate: {arm}")
         module = ScoreModule(cli.model.backbone, None if adapter is None else str(adapter))
-        with plain_errors():
-            rows[arm] = score(cli.trainer, module, cli.datamodule)
+        for part, own in zip(parts, rows, strict=True):
+            cli.trainer.print(f"evaluate: {arm} on {part.benchmark_name}")
+            with plain_errors():
+                own[arm] = score(cli.trainer, module, part)
         sizes[arm] = (0, 0) if adapter is None else adapter_size(module.peft_model)
-    return [arm_result(arm, rows[arm], rows.get("base"), *sizes[arm]) for arm in adapters]
+        del module
+    if samples is not None:
+        write_samples(samples, parts, rows)
+    results = [
+        Results(
+            benchmark=part.benchmark_name,
+            split=part.reported_split,
+            rows=len(part.reported_set),
+            split_rows=part.reported_rows,
+            model=cli.model.backbone.model,
+            precision=cli.trainer.precision,
+            primary_metric=part.primary_metric,
+            arms=[arm_result(arm, own[arm], own.get("base"), part.metrics, *sizes[arm]) for arm in adapters],
+        )
+        for part, own in zip(parts, rows, strict=True)
+    ]
+    if asked:
+        for part, own, result in zip(parts, rows, results, strict=True):
+            for figures in result.arms:
+                cli.trainer.print(f"evaluate: the referee scores {figures.name} on {part.benchmark_name}")
+                own_data = cast("MultipleChoiceDataModule", part)
+                device = str(cli.trainer.strategy.root_device)
+                theirs = harness_scores(
+                    own_data, harness_model(own_data, cli.model.backbone, adapters[figures.name], device)
+                )
+                figures.referee = compare(own[figures.name], theirs)
+    return results[0] if len(results) == 1 else average(cli.datamodule.benchmark_name, results)

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from flexora.backbone.limits import Phase, require_precision, require_trainer
-from flexora.data.multiple_choice import MultipleChoiceDataModule
+from flexora.data.datamodule import AnswerDataModule
 from flexora.errors import FlexoraError, Interrupted
 from flexora.recipe import RecipeParser, one_line, recipe_parser
 from flexora.runfolder import RunFolder
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 #: Settings of the data that leave a phase's result as it is; evaluation batches only decide speed.
 UNDECISIVE_DATA: dict[Phase, set[str]] = {
-    "search": {"batch_size", "evaluate_rows", "evaluate_batch_size"},
-    "finetune": {"evaluate_rows", "evaluate_batch_size"},
-    "evaluate": {"batch_size", "train_rows", "validation_rows", "evaluate_batch_size"},
+    "search": {"batch_size", "evaluate_rows", "evaluate_tokens", "num_fewshot", "max_new_tokens"},
+    "finetune": {"evaluate_rows", "evaluate_tokens", "num_fewshot", "max_new_tokens"},
+    "evaluate": {"batch_size", "train_rows", "validation_rows", "evaluate_tokens", "objective", "validation_objective"},
 }
 #: Settings of the trainer that change a phase's result. The search has its own clock, accumulation and clipping.
 DECISIVE_TRAINER: dict[Phase, tuple[str, ...]] = {
@@ -198,7 +198,7 @@ def lightning_cli(
     with _arguments_hidden(), _own_errors():
         cli = cli_class(
             module_class,
-            MultipleChoiceDataModule,
+            AnswerDataModule,
             subclass_mode_data=True,
             save_config_callback=None,
             parser_class=PhaseParser,

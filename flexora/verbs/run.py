@@ -18,7 +18,7 @@ from flexora.report.terminal import gate_bars, results_table
 from flexora.runfolder import RunFolder
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
-from flexora.verbs.evaluate import fingerprints, require_arms
+from flexora.verbs.arms import fingerprints, require_arms
 from flexora.verbs.phase import Recipe
 
 
@@ -80,7 +80,9 @@ def main(arguments: Sequence[str]) -> int:
     console.rule("[bold]result")
     if not waiting:  # otherwise the phases have just shown both
         console.print(gate_bars(Selection.read(folder.selection_of("finetune"))))
-        console.print(results_table(Results.read(folder.results)))
+        results = Results.read(folder.results)
+        for part in [*results.parts, results]:
+            console.print(results_table(part))
     console.print(f"adapter: {folder.adapter('finetune')}\nreport:  {report}", soft_wrap=True)
     return 0
 

@@ -21,7 +21,7 @@ from flexora.recipes import find_recipe, load_sections
 from flexora.scoring.module import ScoreModule
 from flexora.search.module import SearchModule
 from flexora.search.selection import resolve_selection
-from flexora.verbs.evaluate import require_arms
+from flexora.verbs.arms import require_arms
 from flexora.verbs.phase import Recipe, lightning_cli
 
 

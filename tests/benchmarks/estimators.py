@@ -54,7 +54,7 @@ def third_part(benchmark: type[MultipleChoiceDataModule]) -> type[MultipleChoice
         def split(self, draw: int = 0) -> tuple[Dataset, Dataset]:
             train, _ = super().split(draw)
             start = self.validation_rows + self.train_rows
-            return train, self._train_split.select(self._train_order[start : start + THIRD_ROWS])
+            return train, self.train_split.select(self._train_order[start : start + THIRD_ROWS])
 
     return ThirdPart
 

@@ -106,6 +106,7 @@ class Bench:
                 starts=[self.length - ANSWER],
                 chars=[ANSWER],
                 answer=0,
+                unscored=[],
             )
             for _ in range(rows or self.rows)
         ]

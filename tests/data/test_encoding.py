@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from flexora.data.encoding import encode
-from flexora.data.question import Question
+from flexora.data.question import Pairs
 from tests.tiny import byte_tokenizer
 
 
@@ -39,8 +39,8 @@ def harness_pair(context: str, continuation: str, tokenizer: PreTrainedTokenizer
     return whole_enc[:context_enc_len], whole_enc[context_enc_len:]
 
 
-def pair_of(context: str, *continuations: str) -> Question:
-    return Question(tuple((context, continuation) for continuation in continuations), answer=0)
+def pair_of(context: str, *continuations: str) -> Pairs:
+    return Pairs(tuple((context, continuation) for continuation in continuations), answer=0)
 
 
 @pytest.mark.parametrize("begin", [False, True], ids=["plain", "bos"])
@@ -123,11 +123,10 @@ def test_an_empty_continuation_is_refused(empty: str) -> None:
 @pytest.mark.parametrize(
     ("pairs", "answer", "expected"),
     [
-        ((("c", " a"),), 0, "at least two choices, this one has 1"),
         (tuple(pairwise("cab")), 2, "answer 2 is out of range for 2 choices"),
         (tuple(pairwise("cab")), -1, "answer -1 is out of range"),
     ],
 )
 def test_questions_that_are_none(pairs: tuple[tuple[str, str], ...], answer: int, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
-        Question(pairs, answer)
+        Pairs(pairs, answer)

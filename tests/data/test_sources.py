@@ -15,7 +15,7 @@ import pytest
 
 from flexora.backbone.loading import Backbone
 from flexora.data.arc import ArcEasy
-from flexora.data.sources import load_files
+from flexora.data.sources import LINE, as_row, load_files
 from flexora.errors import FlexoraError
 from tests.tiny import arc_row, write_jsonl
 
@@ -43,22 +43,28 @@ def test_both_formats_give_the_rows(suffix: str, tmp_path: Path) -> None:
         write_jsonl(file, ROWS)
     else:
         datasets.Dataset.from_list(ROWS).to_parquet(file)
-    assert load_files(tmp_path, "validation").to_list() == ROWS
+    assert [as_row(row) for row in load_files(tmp_path, "validation")] == ROWS
 
 
 def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("\n\n".join(json.dumps(row) for row in ROWS) + "\n\n")
-    assert load_files(tmp_path, "train").to_list() == ROWS
+    rows = load_files(tmp_path, "train")
+    assert [as_row(row) for row in rows] == ROWS
+    assert rows[LINE] == [1, 3, 5, 7, 9, 11]
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", ROWS)
     assert len(load_files(tmp_path, "train")) == 6
     write_jsonl(tmp_path / "train.jsonl", ROWS[:4])
-    assert load_files(tmp_path, "train").to_list() == ROWS[:4]
+    assert [as_row(row) for row in load_files(tmp_path, "train")] == ROWS[:4]
 
 
 GOOD = json.dumps(ROWS[0])
+
+
+def data_of(folder: Path, model: Path, **settings: Any) -> ArcEasy:
+    return ArcEasy(Backbone(str(model)), str(folder), max_length=128, **settings)
 
 
 @pytest.mark.parametrize(
@@ -66,16 +72,44 @@ GOOD = json.dumps(ROWS[0])
     [
         ("", "train.jsonl holds no row"),
         ("\n \n", "train.jsonl holds no row"),
-        (f'{GOOD}\n\n{{"id": 1\n', r"train.jsonl line 3: .*delimiter.*; mend or remove the line"),
-        (f"{GOOD}\n{GOOD}\n[1, 2]\n", "train.jsonl line 3: not a JSON object"),
-        ("null\n", "train.jsonl line 1: not a JSON object"),
-        (f"{GOOD}\n\udcff\n", "train.jsonl line 2: .*codec can't decode"),
+        (f'{GOOD}\n\n{{"id": 1\n', r"1 of 2 rows cannot be used \(line 3: .*delimiter"),
+        (f"{GOOD}\n{GOOD}\n[1, 2]\n", r"1 of 3 rows cannot be used \(line 3: not a JSON object\)"),
+        ("null\n", r"1 of 1 rows cannot be used \(line 1: not a JSON object\)"),
+        (f"{GOOD}\n\udcff\n", r"1 of 2 rows cannot be used \(line 2: .*codec can't decode"),
+        ("[" * 9_999, r"\(line 1: nested too deeply\)"),
     ],
-    ids=["empty", "blank", "malformed", "a list", "null", "not utf-8"],
+    ids=["empty", "blank", "malformed", "a list", "null", "not utf-8", "deep"],
 )
-def test_lines_that_are_no_rows(content: str, expected: str, tmp_path: Path) -> None:
+def test_lines_that_are_no_rows(content: str, expected: str, tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     (tmp_path / "train.jsonl").write_bytes(content.encode("utf-8", "surrogateescape"))
-    assert re.search(expected, refusal(lambda: load_files(tmp_path, "train")))
+    assert re.search(expected, refusal(lambda: data_of(tmp_path, tiny_models["llama"]).rows("train")))
+
+
+def test_a_field_of_several_types_spoils_nothing(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    rows: list[dict[str, Any]] = [ROWS[0] | {"id": 1}, ROWS[1] | {"id": "two"}, ROWS[2] | {"id": [3]}]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    assert len(data_of(tmp_path, tiny_models["llama"]).rows("train")) == 3
+
+
+def test_bad_rows_are_counted_shown_and_skipped_on_request(
+    tmp_path: Path, tiny_models: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = copy.deepcopy(ROWS)
+    for index in (1, 2, 4, 5):
+        rows[index]["answerKey"] = "Z"
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    found = re.compile(
+        rf"data: ArcEasy {tmp_path} \[train\]: 4 of 6 rows cannot be used "
+        r"\(line 2: answerKey 'Z' .*; line 3: .*; line 5: [^;]*; and 1 more\)"
+    )
+    message = refusal(lambda: data_of(tmp_path, tiny_models["llama"]).rows("train"))
+    assert found.match(message)
+    assert message.endswith("mend or remove them, or set data.bad_rows to skip")
+    kept = data_of(tmp_path, tiny_models["llama"], bad_rows="skip").rows("train")
+    assert kept["line"] == [1, 4]
+    assert found.search(capsys.readouterr().err)
+    write_jsonl(tmp_path / "train.jsonl", [rows[1]])
+    assert "1 of 1 rows" in refusal(lambda: data_of(tmp_path, tiny_models["llama"], bad_rows="skip").rows("train"))
 
 
 def test_missing_places(tmp_path: Path) -> None:
@@ -155,7 +189,6 @@ def test_rows_that_cannot_be_used_are_named(
     for index in spoilt:
         change(rows[index])
     write_jsonl(tmp_path / "train.jsonl", rows)
-    data = ArcEasy(Backbone(str(tiny_models["llama"])), str(tmp_path), max_length=128)
-    message = refusal(lambda: data.rows("train"))
-    assert f"ArcEasy {tmp_path} [train] row {spoilt[0] + 1}: " in message
-    assert expected in message.split(" row ", 1)[1]
+    message = refusal(lambda: data_of(tmp_path, tiny_models["llama"]).rows("train"))
+    assert f"ArcEasy {tmp_path} [train]: {len(spoilt)} of 6 rows cannot be used (line {spoilt[0] + 1}: " in message
+    assert expected in message.split("(line ", 1)[1]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flexora.cli import main
+from flexora.data import benchmarks
 from flexora.recipes import all_recipes, find_recipe, load_sections
 from flexora.verbs.phase import Recipe
 
@@ -16,9 +17,20 @@ RECIPES = [recipe.name for recipe in all_recipes()]
 
 def test_every_file_is_listed() -> None:
     root = Path(__file__).parents[2] / "recipes"
-    files = [path for path in root.rglob("*.yaml") if "_shared" not in path.parts]
-    assert len(RECIPES) == len(files) >= 5
+    files = [path for path in root.rglob("*.yaml") if "_shared" not in path.parts and path.name[0] != "_"]
+    assert len(RECIPES) == len(files) >= 40
     assert {name.split("/")[0] for name in RECIPES} >= {"demo", "llama", "mistral", "glm"}
+
+
+def test_every_large_model_has_a_recipe_for_every_benchmark_with_rows_to_train_on() -> None:
+    wanted = {"JsonlInstruction", "JsonlMultipleChoice", "Mmlu"}  # own rows, and an evaluation alone
+    for model in ("llama/llama-3-8b", "mistral/mistral-7b-v0.1", "glm/glm-4-9b"):
+        sections = [load_sections(find_recipe(name).path) for name in RECIPES if name.startswith(f"{model}/")]
+        classes = [section["data"]["class_path"] for section in sections]
+        assert len(classes) == len(set(classes))
+        assert wanted | set(classes) == {name for name in benchmarks.__all__ if name != "MULTIPLE_CHOICE"}
+        outputs = [section["output_dir"] for section in sections]
+        assert len(outputs) == len(set(outputs))
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -7,8 +7,18 @@ import math
 import pytest
 import torch
 
-from flexora.scoring.accuracy import RowScore, arm_result, hits, mean_loss, mean_with_error
-from flexora.scoring.results import Metric
+from flexora.scoring.accuracy import (
+    RowScore,
+    arm_result,
+    average,
+    calibration_error,
+    mean_loss,
+    mean_with_error,
+    values,
+)
+from flexora.scoring.results import ArmResult, Estimate, Metric, Results
+
+METRICS: tuple[Metric, ...] = ("acc", "acc_norm")
 
 
 def row(log_likelihoods: list[float], answer: int, chars: list[int] | None = None, tokens: int = 2) -> RowScore:
@@ -25,24 +35,24 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("metric", "expected"), [("acc", [0.0, 1.0, 0.0, 0.0]), ("acc_norm", [1.0, 0.0, 0.0, 1.0])])
-def test_hits(metric: Metric, expected: list[float]) -> None:
-    assert hits(ROWS, metric).tolist() == expected
+def test_right_and_wrong(metric: Metric, expected: list[float]) -> None:
+    assert values(ROWS, metric).tolist() == expected
 
 
 @pytest.mark.parametrize("metric", ["acc", "acc_norm"])
 def test_the_first_choice_wins_a_tie(metric: Metric) -> None:
     tied = [-2.0, -1.0, -1.0, -1.0]
-    assert [row(tied, answer).correct(metric) for answer in range(4)] == [False, True, False, False]
+    assert [row(tied, answer).value(metric) for answer in range(4)] == [0, 1, 0, 0]
 
 
 def test_standard_error_is_the_sample_deviation_over_the_root_of_n() -> None:
     # 1 of 4: mean 1/4, squared deviations 9/16 + 3/16 = 3/4, over n - 1 = 3: variance 1/4, so 0.5 / 2.
-    estimate = mean_with_error(hits(ROWS, "acc"))
+    estimate = mean_with_error(values(ROWS, "acc"))
     assert estimate.value == pytest.approx(0.25, abs=1e-15)
     assert estimate.stderr == pytest.approx(0.25, abs=1e-15)
     # Shares p of n rows: lm-evaluation-harness's sqrt(p (1 - p) / (n - 1)).
-    values = torch.tensor([1.0] * 30 + [0.0] * 70, dtype=torch.float64)
-    assert mean_with_error(values).stderr == pytest.approx(math.sqrt(0.3 * 0.7 / 99), abs=1e-15)
+    shares = torch.tensor([1.0] * 30 + [0.0] * 70, dtype=torch.float64)
+    assert mean_with_error(shares).stderr == pytest.approx(math.sqrt(0.3 * 0.7 / 99), abs=1e-15)
 
 
 def test_one_row_has_no_spread() -> None:
@@ -56,7 +66,7 @@ def test_loss_is_per_token_of_the_right_answers() -> None:
 def test_difference_to_the_base_is_paired() -> None:
     base = [row([-1.0, -2.0], answer) for answer in (0, 0, 1, 1)]  # hits 1 1 0 0
     arm = [row([-1.0, -2.0], 0), row([-3.0, -2.0], 0), row([-3.0, -2.0], 1), row([-3.0, -2.0], 1)]  # hits 1 0 1 1
-    result = arm_result("lora", arm, base, adapted_layers=4, parameters=7)
+    result = arm_result("lora", arm, base, METRICS, adapted_layers=4, parameters=7)
     assert result.over_base is not None
     for metric in ("acc", "acc_norm"):
         # Differences 0 -1 1 1: mean 1/4, squared deviations 1/16 + 25/16 + 9/16 + 9/16 = 11/4, over 3, over 4.
@@ -67,11 +77,74 @@ def test_difference_to_the_base_is_paired() -> None:
 
 
 def test_equal_models_differ_by_exactly_nothing() -> None:
-    result = arm_result("lora", list(ROWS), ROWS, adapted_layers=1, parameters=1)
+    result = arm_result("lora", list(ROWS), ROWS, METRICS, adapted_layers=1, parameters=1)
     assert result.over_base is not None
     assert all((estimate.value, estimate.stderr) == (0.0, 0.0) for estimate in result.over_base.values())
 
 
 @pytest.mark.parametrize("base", [None, ROWS], ids=["not scored", "the arm itself"])
 def test_no_difference_without_a_base(base: list[RowScore] | None) -> None:
-    assert arm_result("base", ROWS, base, adapted_layers=0, parameters=0).over_base is None
+    assert arm_result("base", ROWS, base, METRICS, adapted_layers=0, parameters=0).over_base is None
+
+
+def test_loss_as_a_metric_is_that_of_each_row() -> None:
+    assert values(ROWS, "loss").tolist() == [2.5, 2 / 3, 0.5, 1.5]
+    worse = [row([-6.0, -3.0], answer=0), *ROWS[1:]]
+    result = arm_result("lora", worse, ROWS, ["loss"], adapted_layers=1, parameters=1)
+    assert result.over_base is not None
+    assert result.over_base["loss"].value == pytest.approx(0.5 / 4, abs=1e-15)
+    assert result.calibration_error is None
+
+
+def test_generated_answers_count_by_what_they_match() -> None:
+    generated = RowScore([-3.0], [4], 0, 2, generated="4", matches={"exact_match": False, "flexible_match": True})
+    assert values([generated], "exact_match").tolist() == [0.0]
+    assert values([generated], "flexible_match").tolist() == [1.0]
+
+
+def test_calibration_error_by_hand() -> None:
+    # Confidences 0.8 (right), 0.8 (wrong) and 0.5 (right): bins of 1/15 hold {0.8, 0.8} and {0.5}.
+    def sure(share: float, answer: int) -> RowScore:
+        return row([math.log(share) - 7.0, math.log(1 - share) - 7.0], answer)
+
+    expected = (2 * abs(0.8 - 0.5) + abs(0.5 - 1.0)) / 3
+    assert calibration_error([sure(0.8, 0), sure(0.8, 1), sure(0.5, 0)]) == pytest.approx(expected, abs=1e-6)
+    flat = [sure(0.8, 0)] * 8 + [sure(0.8, 1)] * 2
+    assert calibration_error(flat) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_average_is_the_plain_mean_of_primary_metrics() -> None:
+    def part(name: str, metric: Metric, base: float, tuned: float, error: float) -> Results:
+        gain = {metric: Estimate(value=tuned - base, stderr=error)}
+        arms = [
+            ArmResult(
+                name=arm,
+                adapted_layers=0,
+                trainable_parameters=0,
+                metrics={metric: Estimate(value=value, stderr=error)},
+                loss=value,
+                calibration_error=0.5,
+                over_base=over,
+            )
+            for arm, value, over in (("base", base, None), ("lora", tuned, gain))
+        ]
+        return Results(
+            benchmark=name,
+            split="test",
+            rows=10,
+            split_rows=20,
+            model="m",
+            precision="32-true",
+            primary_metric=metric,
+            arms=arms,
+        )
+
+    whole = average("Both", [part("A", "acc", 0.2, 0.4, 0.03), part("B", "acc_norm", 0.6, 0.7, 0.04)])
+    assert (whole.benchmark, whole.rows, whole.split_rows, whole.primary_metric) == ("Both", 20, 40, "average")
+    base, lora = whole.arms
+    assert base.metrics["average"].value == pytest.approx(0.4)
+    assert lora.metrics["average"].stderr == pytest.approx(0.025)  # sqrt(0.03^2 + 0.04^2) / 2
+    assert base.over_base is None
+    assert lora.over_base is not None
+    assert lora.over_base["average"].value == pytest.approx(0.15)
+    assert [found.benchmark for found in Results.model_validate_json(whole.model_dump_json()).parts] == ["A", "B"]

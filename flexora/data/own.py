@@ -1,0 +1,221 @@
+"""The user's own rows, from files or any dataset on the hub, with a mapping of columns in the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any, Literal
+
+from datasets import Dataset
+
+from flexora.data.batching import permutation
+from flexora.data.chat import ASSISTANT, read_messages
+from flexora.data.datamodule import AnswerDataModule
+from flexora.data.generative import UNKNOWN, GenerativeDataModule
+from flexora.data.multiple_choice import MultipleChoiceDataModule, read_question
+from flexora.data.question import Pairs, Question
+from flexora.data.reading import Reader, Reading
+from flexora.data.sources import Row, Source, Split
+from flexora.errors import FlexoraError
+
+if TYPE_CHECKING:
+    from flexora.scoring.results import Metric
+
+Reported = Literal["test", "validation"]
+
+
+class OwnRows(AnswerDataModule):
+    """Where the user's own rows come from.
+
+    Args:
+        columns: For each field its column, where they have other names, such as ``{prompt: question}``.
+        reported_split: The split that is reported.
+        test_rows: Where there is no such split: rows of the train split that are reported instead.
+        options: Settings of the other bases.
+    """
+
+    benchmark = Source(hub=None, fields=())
+
+    def __init__(
+        self,
+        *args: Any,
+        columns: dict[str, str] | None = None,
+        reported_split: Reported = "test",
+        test_rows: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if test_rows is not None and test_rows < 1:
+            raise FlexoraError(f"data.test_rows: {test_rows} is too small; give at least 1")
+        self.columns = columns or {}
+        self.reported_split = reported_split
+        self.test_rows = test_rows
+
+    def rows(self, split: Split, *, reported: bool = False) -> Dataset:
+        """The encoded rows of a split; of the train split, where the reported rows are cut from it."""
+        if self.test_rows is None:
+            return super().rows(split, reported=reported)
+        everything = super().rows("train", reported=reported)
+        if self.test_rows >= len(everything):
+            raise FlexoraError(f"data.test_rows: {self.test_rows} leaves none of {len(everything)} rows; lower it")
+        order = permutation(len(everything), self.split_seed, 3)
+        cut, rest = order[: self.test_rows], order[self.test_rows :]
+        return everything.select(sorted(cut if split == self.reported_split else rest))
+
+    def has_reported_rows(self) -> bool:
+        """Whether there is a reported split."""
+        return self.test_rows is not None or super().has_reported_rows()
+
+
+def pick(row: Row, field: str, columns: Mapping[str, str]) -> Any:
+    """A field of a row.
+
+    Raises:
+        ValueError: If its column is missing, with the names of those that are there.
+    """
+    name = columns.get(field, field)
+    if row.get(name) is None:
+        raise ValueError(f"column {name} is missing among {', '.join(row)}; map it with data.columns.{field}")
+    return row[name]
+
+
+def choice_index(answer: Any, choices: Sequence[str], first: int) -> int:
+    """Which choice an answer means: its text, else its letter, else its number counted from ``first``.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if isinstance(answer, str) and answer in choices:
+        return list(choices).index(answer)
+    letters = ascii_uppercase[: len(choices)]
+    if isinstance(answer, str) and len(answer.strip()) == 1 and answer.strip().upper() in letters:
+        return letters.index(answer.strip().upper())
+    if not isinstance(answer, bool) and str(answer).strip().lstrip("-").isdigit():
+        return int(answer) - first
+    raise ValueError(f"answer {answer!r} is neither a choice, nor its letter, nor its number")
+
+
+def _own_question(row: Row, columns: Mapping[str, str], first: int) -> Question:
+    prompt, choices = pick(row, "prompt", columns), tuple(pick(row, "choices", columns))
+    return Question(prompt, choices, choice_index(pick(row, "answer", columns), choices, first))
+
+
+class JsonlMultipleChoice(OwnRows, MultipleChoiceDataModule):
+    """Multiple-choice rows of your own: ``prompt``, ``choices`` (a list of texts) and ``answer``.
+
+    ``answer`` is the text of the right choice, its letter, or its number.
+
+    Args:
+        template: The context in the completion style, with a place for ``{stem}``, which is the prompt.
+        letters_template: The context in the letters style, with places for ``{stem}`` and ``{options}``.
+        first_answer: The number of the first choice where answers are numbers.
+        options: Settings of :class:`OwnRows` and of :class:`MultipleChoiceDataModule`.
+    """
+
+    primary_metric = "acc"
+
+    def __init__(
+        self,
+        *args: Any,
+        template: str = "{stem}",
+        letters_template: str = "{stem}\n{options}\nAnswer:",
+        first_answer: Literal[0, 1] = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        for name, text, places in (
+            ("template", template, {"stem": ""}),
+            ("letters_template", letters_template, {"stem": "", "options": ""}),
+        ):
+            try:
+                text.format(**places)
+            except (KeyError, IndexError, ValueError) as error:
+                known = " and ".join(f"{{{place}}}" for place in places)
+                raise FlexoraError(f"data.{name}: {text!r} has a place other than {known}; mend it") from error
+        self.template = template
+        self.letters_template = letters_template
+        self.first_answer = first_answer
+
+    @staticmethod
+    def question(row: Row) -> Question:
+        """Read a row whose columns have the fields' names."""
+        return _own_question(row, {}, 0)
+
+    def reader(self) -> Reader:
+        """Reads a row through the mapping of columns."""
+        question = partial(_own_question, columns=self.columns, first=self.first_answer)
+        return partial(read_question, question=question, write=self.writer())
+
+
+def _instruction(row: Row, columns: Mapping[str, str], template: str) -> Reading:
+    prompt, response = pick(row, "prompt", columns), pick(row, "response", columns)
+    for name, text in (("prompt", prompt), ("response", response)):
+        if not isinstance(text, str):
+            raise ValueError(f"{name} is {text!r}, not text")
+    context = template.format(stem=prompt)
+    return Reading(Pairs(((context, response),), 0, closed=True), asked=prompt, said=f"{prompt}\n{response}")
+
+
+def _conversation(row: Row, columns: Mapping[str, str]) -> Reading:
+    messages = read_messages(pick(row, "messages", columns))
+    turns = [f"{message['role']}: {message['content']}" for message in messages]
+    return Reading(None, asked="\n".join(turns[:-1]), said="\n".join(turns), messages=messages)
+
+
+def _new_conversation(row: Row) -> Reading:
+    answered = [*(row.get("messages") or []), {"role": ASSISTANT, "content": UNKNOWN}]
+    messages = read_messages(answered)
+    if messages[-2:-1] and messages[-2]["role"] == ASSISTANT:
+        raise ValueError("the last turn is the assistant's; there is nothing to answer")
+    return Reading(None, asked="", said="", messages=messages)
+
+
+class JsonlInstruction(OwnRows, GenerativeDataModule):
+    """Instructions of your own: ``prompt`` and ``response``, or ``messages`` of a chat; the loss is on responses alone.
+
+    Args:
+        messages: Rows are chats: lists of ``role`` and ``content``, written by the tokenizer's chat template. Every
+            turn of the assistant is trained on, and the evaluation asks for the last.
+        separator: What stands between prompt and response where no chat template is used.
+        exact_match: Generate answers in the evaluation, and count those that equal the response; else the loss is what
+            is reported.
+        options: Settings of :class:`OwnRows` and of :class:`GenerativeDataModule`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        messages: bool = False,
+        separator: str = "\n",
+        exact_match: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.messages = messages
+        self.separator = separator
+        literal = separator.replace("{", "{{").replace("}", "}}")
+        self.template = "{stem}" if self.chat_template or messages else f"{{stem}}{literal}"
+        self.exact_match = exact_match
+        self.chat_template = self.chat_template or messages
+        self.primary_metric = "exact_match" if exact_match else "loss"
+        self.metrics = ("exact_match",) if exact_match else ("loss",)
+
+    def reader(self) -> Reader:
+        """Reads a row through the mapping of columns."""
+        if self.messages:
+            return partial(_conversation, columns=self.columns)
+        return partial(_instruction, columns=self.columns, template=self.template)
+
+    def new_reader(self) -> Reader:
+        """Reads a new row: a ``prompt``, or ``messages`` that the assistant is to answer."""
+        return _new_conversation if self.messages else super().new_reader()
+
+    @property
+    def generates(self) -> bool:
+        """Whether the evaluation asks for generated answers."""
+        return self.exact_match
+
+    def matches(self, generated: str, answer: str) -> dict[Metric, bool]:
+        """Whether they are the same but for spaces around them."""
+        return {"exact_match": generated.strip() == answer.strip()}

@@ -1,0 +1,190 @@
+"""From raw rows to encoded ones, many at a time; a row that cannot be used says why instead of stopping the others."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from flexora.data.batch import answer_tokens, packed_length
+from flexora.data.chat import Message, encode_conversation
+from flexora.data.encoding import EncodedQuestion, encode, tokenize
+from flexora.data.prompts import as_chat, with_examples
+from flexora.data.question import Pairs
+from flexora.data.sources import LINE, Row, as_row
+from flexora.errors import FlexoraError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a row says.
+
+    Attributes:
+        pairs: What the model reads; or
+        messages: a conversation, which the chat template writes.
+        asked: The question in words: rows with the same one share a question.
+        said: The question with its right answer: rows with the same one are the same row.
+        group: Rows of other groups make no examples for this one (MMLU's subjects).
+        description: What stands before all examples.
+    """
+
+    pairs: Pairs | None
+    asked: str
+    said: str
+    messages: tuple[Message, ...] = ()
+    group: str = ""
+    description: str = ""
+
+
+Reader = Callable[[Row], Reading]
+#: For each group of rows its solved examples.
+Examples = Mapping[str, Sequence[str]]
+
+#: What a malformed row makes a reader raise.
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+
+
+def read_row(row: Row, fields: Sequence[str], reader: Reader) -> Reading:
+    """Read one row.
+
+    Raises:
+        ValueError: If a field is missing; readers of files fill missing fields with None.
+        KeyError: Among the other kinds of :data:`MALFORMED`, if a field does not hold what it should.
+    """
+    row = as_row(row)
+    for field in fields:
+        if row.get(field) is None:
+            raise ValueError(f"field {field} is missing")
+    return reader(row)
+
+
+def encode_rows(
+    batch: Mapping[str, Sequence[Any]],
+    indices: Sequence[int],
+    *,
+    fields: Sequence[str],
+    reader: Reader,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    chat: bool,
+    examples: Examples,
+    every_turn: bool,
+    code: str,
+) -> dict[str, list[Any]]:
+    """Encode a batch of raw rows, as ``datasets.map`` hands them over.
+
+    Args:
+        batch: Columns of the rows.
+        indices: Their places in the split.
+        fields: Fields that every row must have.
+        reader: Reads a row.
+        tokenizer: The base model's tokenizer.
+        max_length: Longest sequence in tokens.
+        chat: Whether contexts become turns of the chat template.
+        examples: For each group of rows the solved examples before each context.
+        every_turn: Whether all turns of the assistant are scored, or the last alone.
+        code: There for the cache's key alone.
+
+    Returns:
+        Columns of :class:`EncodedQuestion`; the lengths that batching needs; the row's ``line`` (1-based); hashes of
+        what is ``asked`` and ``said``; and ``problem``, which is empty where the row can be used.
+    """
+    names = list(batch)
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    readings: list[Reading | str] = []
+    for row in rows:
+        try:
+            reading = read_row(row, fields, reader)
+            pairs = with_shots(reading, examples)
+            readings.append(replace(reading, pairs=as_chat(pairs, tokenizer) if chat and pairs else pairs))
+        except MALFORMED as error:
+            readings.append(_reason(error))
+    tokens = tokenize([read.pairs for read in readings if isinstance(read, Reading) and read.pairs], tokenizer)
+    columns: dict[str, list[Any]] = {name: [] for name in EMPTY}
+    for row, index, read in zip(rows, indices, readings, strict=True):
+        encoded = EMPTY | {"problem": read}
+        if isinstance(read, Reading):
+            try:
+                question = (
+                    encode(read.pairs, tokenizer, max_length, tokens)
+                    if read.pairs
+                    else encode_conversation(read.messages, tokenizer, max_length, every_turn=every_turn)
+                )
+                encoded = {**question, **_facts(question), "problem": ""}
+                encoded |= {"asked": text_key(read.asked), "said": text_key(read.said)}
+            except ValueError as error:
+                encoded = EMPTY | {"problem": _reason(error)}
+        encoded["line"] = row.get(LINE, index + 1)
+        for name, column in columns.items():
+            column.append(encoded[name])
+    return columns
+
+
+EMPTY: dict[str, Any] = {
+    **EncodedQuestion(sequences=[], starts=[], chars=[], answer=0, unscored=[]),
+    **{"length": 0, "packed_length": 0, "answer_tokens": 0, "line": 0, "asked": "", "said": "", "problem": ""},
+}
+
+
+def example_rows(raw: Dataset, order: Sequence[int], fields: Sequence[str], reader: Reader, count: int) -> list[Row]:
+    """The rows of solved examples: in an order, the first ``count`` rows of each group that can be used.
+
+    Args:
+        raw: Raw rows of the train split.
+        order: Places in it.
+        fields: Fields that every row must have.
+        reader: Reads a row.
+        count: Examples of each group.
+
+    Raises:
+        FlexoraError: If a group has fewer, or the rows are chats.
+    """
+    chosen: list[Row] = []
+    found: dict[str, int] = {}
+    for place in order:
+        try:
+            row = as_row(raw[int(place)])
+            reading = read_row(row, fields, reader)
+        except MALFORMED:
+            continue
+        if reading.pairs is None:
+            raise FlexoraError("data.num_fewshot: chats take no solved examples; leave it at 0")
+        if found.setdefault(reading.group, 0) < count:
+            found[reading.group] += 1
+            chosen.append(row)
+        elif not reading.group:
+            break
+    short = {group: number for group, number in found.items() if number < count} if found else {"": 0}
+    for group, number in short.items():
+        rows = f"{number} rows of {group}" if group else f"{number} rows"
+        raise FlexoraError(f"data.num_fewshot: the train split has {rows}, but {count} are asked for; lower it")
+    return chosen
+
+
+def with_shots(reading: Reading, examples: Examples) -> Pairs | None:
+    """What the model reads of a row, behind its description and the solved examples of its group."""
+    if reading.pairs is None:
+        return None
+    shots = [reading.description, *examples.get(reading.group, ())]
+    return with_examples(reading.pairs, [shot for shot in shots if shot])
+
+
+def text_key(text: str) -> str:
+    """Hash of a text without case, punctuation and spacing."""
+    return hashlib.sha256(" ".join(re.findall(r"\w+", text.lower())).encode()).hexdigest()[:16]
+
+
+def _facts(question: EncodedQuestion) -> dict[str, int]:
+    length = len(question["sequences"][question["answer"]]) - 1
+    return {"length": length, "packed_length": packed_length(question), "answer_tokens": answer_tokens(question)}
+
+
+def _reason(error: Exception) -> str:
+    name = f"{type(error).__name__} " if isinstance(error, KeyError | IndexError) else ""
+    return f"{name}{error}" or type(error).__name__

@@ -1,0 +1,99 @@
+"""``flexora predict``: answers for new rows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+
+from flexora.data.batching import MicroBatch, token_batches
+from flexora.data.datamodule import loader
+from flexora.data.generative import GenerativeDataModule
+from flexora.data.rows import EncodedRows
+from flexora.data.sources import LINE, as_row, load_lines
+from flexora.errors import FlexoraError
+from flexora.files import write_atomically
+from flexora.scoring.accuracy import RowScore
+from flexora.scoring.module import ScoreModule
+from flexora.verbs.arms import adapter_of, require_arms, require_same_prompts
+from flexora.verbs.phase import Recipe, lightning_cli, plain_errors
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from flexora.data.datamodule import AnswerDataModule
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Answer the rows of a JSON-lines file, and write one line for each.
+
+    Raises:
+        FlexoraError: If the recipe, the rows, the adapter or the output does not allow it.
+    """
+    parser = argparse.ArgumentParser(
+        prog="flexora predict",
+        allow_abbrev=False,
+        description="Answers for new rows, one JSON object a line: prompt and choices, or prompt alone, or messages, "
+        "as the recipe's data class reads them. Prompts are written in the style of the recipe. Other options are "
+        "those of flexora evaluate.",
+    )
+    parser.add_argument("--rows", type=Path, required=True, help="the new rows")
+    parser.add_argument("--adapter", default="flexora", help="flexora (default), lora, base, or a PEFT folder")
+    parser.add_argument("--output", type=Path, help="default: predictions.jsonl in output_dir")
+    own, rest = parser.parse_known_args(arguments)
+    recipe = Recipe("evaluate", rest)
+    recipe.require_precision("evaluate")
+    require_arms([own.adapter])
+    adapter = adapter_of(recipe.folder, own.adapter)
+    require_same_prompts(own.adapter, adapter, recipe.sections["data"])
+    output: Path = own.output or recipe.folder.root / "predictions.jsonl"
+    if output.exists():
+        raise FlexoraError(f"--output: {output} exists already; name another file")
+    cli = lightning_cli(
+        recipe,
+        "evaluate",
+        ScoreModule,
+        {"backbone": recipe.sections["backbone"], "adapter": None if adapter is None else str(adapter)},
+        trainer={"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
+        callbacks=[],
+        folder=recipe.folder.root / "predict",
+    )
+    data: AnswerDataModule = cli.datamodule
+    raw = load_lines(own.rows)
+    rows = data.encode(raw, str(own.rows), (), data.new_reader(), reported=True)
+    generates = isinstance(data, GenerativeDataModule)
+    cli.model.data = data
+    with plain_errors():
+        # Trainer.predict would put a batch sampler of its own in the place of ours.
+        cli.trainer.test(cli.model, dataloaders=_loader(data, rows), verbose=False)
+    kept = set(rows["line"])
+    texts = {row[LINE]: as_row(row).get("choices", []) for row in raw if row[LINE] in kept}
+    answers = [
+        {"line": line, "answer": cli.model.generated[index]}
+        if generates
+        else {"line": line, **_choice(cli.model.log_likelihoods[index], rows[index]["chars"], texts[line], data)}
+        for index, line in enumerate(rows["line"])
+    ]
+    lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+    write_atomically(output, "".join(lines))
+    Console().print(f"{len(answers)} answers in {output}", soft_wrap=True)
+    return 0
+
+
+def _loader(data: AnswerDataModule, rows: Dataset) -> Any:
+    if isinstance(data, GenerativeDataModule):
+        return data.prompt_loader(rows)
+    packed = EncodedRows(rows, data.pad_token, all_choices=True)
+    return loader(packed, [MicroBatch(batch, 0) for batch in token_batches(packed.lengths, data.evaluate_tokens)])
+
+
+def _choice(scores: list[float], chars: list[int], choices: Sequence[str], data: AnswerDataModule) -> dict[str, Any]:
+    """The chosen one, by the benchmark's own metric, and its probability among the choices."""
+    chosen = RowScore(scores, chars, 0, 1).prediction(data.primary_metric)
+    probability = float(torch.tensor(scores, dtype=torch.float64).softmax(0)[chosen])
+    return {"prediction": chosen, "choice": choices[chosen], "probability": probability, "log_likelihoods": scores}

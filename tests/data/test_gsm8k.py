@@ -1,0 +1,42 @@
+"""GSM8K: prompt and matches, as lm-evaluation-harness has them."""
+
+from __future__ import annotations
+
+import pytest
+
+from flexora.data.gsm8k import Gsm8k
+from flexora.data.reading import read_row
+
+ANSWER = "Two and two is <<2+2=4>>4.\n#### 1,004"
+
+
+def test_golden_text() -> None:
+    row = {"question": "How many?", "answer": ANSWER}
+    pairs = read_row(row, Gsm8k.benchmark.fields, Gsm8k().reader()).pairs
+    assert pairs is not None
+    assert pairs.pairs == (("Question: How many?\nAnswer:", f" {ANSWER}"),)
+    assert pairs.closed
+
+
+@pytest.mark.parametrize(
+    ("generated", "strict", "flexible"),
+    [
+        (" It is 1004.\n#### 1004", True, True),
+        (" #### 1,004.", True, True),
+        (" #### 1004\nThat is 7 more", True, False),
+        (" so $1,004 in all", False, True),
+        (" the answer is 1004.", False, True),
+        (" #### 1003", False, False),
+        (" ####1004", False, True),
+        (" I do not know", False, False),
+        ("", False, False),
+        (" #### -1004", False, False),
+    ],
+)
+def test_matches(generated: str, strict: bool, flexible: bool) -> None:
+    assert Gsm8k().matches(generated, f" {ANSWER}") == {"exact_match": strict, "flexible_match": flexible}
+
+
+def test_an_answer_without_a_number_is_no_row() -> None:
+    with pytest.raises(ValueError, match="does not end in #### and a number"):
+        read_row({"question": "?", "answer": "four"}, Gsm8k.benchmark.fields, Gsm8k().reader())

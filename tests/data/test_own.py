@@ -1,0 +1,163 @@
+"""The user's own rows: columns of any name, answers in every form, chats, and rows cut off for the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from flexora.backbone.loading import Backbone
+from flexora.data.batch import collate
+from flexora.data.own import JsonlInstruction, JsonlMultipleChoice, choice_index
+from flexora.errors import FlexoraError
+from tests.tiny import CHAT_TEMPLATE, save_model, write_jsonl
+
+CHOICES = ["red", "green", "A"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """A tiny model whose tokenizer has a chat template."""
+    return Backbone(str(save_model(tmp_path_factory.mktemp("models") / "chatty", "llama", chat_template=CHAT_TEMPLATE)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "first", "expected"),
+    [("green", 0, 1), ("b", 0, 1), ("A", 0, 2), (0, 0, 0), (1, 1, 0), ("2", 0, 2), (" 3 ", 1, 2), (3, 0, 3)],
+    ids=["text", "letter", "text before letter", "number", "from 1", "digits", "digits from 1", "beyond"],
+)
+def test_answers_in_every_form(answer: Any, first: int, expected: int) -> None:
+    assert choice_index(answer, CHOICES, first) == expected
+
+
+@pytest.mark.parametrize("answer", ["blue", 1.5, True, ["red"], "Z"])
+def test_answers_that_mean_nothing(answer: Any) -> None:
+    with pytest.raises(ValueError, match="is neither a choice, nor its letter, nor its number"):
+        choice_index(answer, CHOICES, 0)
+
+
+def choice_rows(count: int) -> list[dict[str, Any]]:
+    return [{"q": f"Colour {number}?", "opts": CHOICES, "label": number % 3} for number in range(count)]
+
+
+COLUMNS = {"prompt": "q", "choices": "opts", "answer": "label"}
+
+
+def test_columns_are_mapped_and_templates_are_the_users(tmp_path: Path, chatty: Backbone) -> None:
+    write_jsonl(tmp_path / "train.jsonl", choice_rows(6))
+    write_jsonl(tmp_path / "test.jsonl", [{"q": "Tint?", "opts": CHOICES, "label": "green"}])
+    settings: dict[str, Any] = {"source": str(tmp_path), "columns": COLUMNS, "validation_rows": 2}
+    data = JsonlMultipleChoice(chatty, template="Q: {stem}\nA:", **settings)
+    texts = [data.tokenizer.decode(ids) for ids in data.reported_set[0]["sequences"]]
+    assert texts == [f"Q: Tint?\nA: {choice}" for choice in CHOICES]
+    assert data.reported_set["answer"] == [1]
+    letters = JsonlMultipleChoice(chatty, prompt_style="letters", **settings)
+    assert letters.tokenizer.decode(letters.reported_set[0]["sequences"][1]) == (
+        "Tint?\nA. red\nB. green\nC. A\nAnswer: B"
+    )
+    with pytest.raises(FlexoraError, match=r"line 1: column prompt is missing among q, opts, label; map it with"):
+        _ = JsonlMultipleChoice(chatty, source=str(tmp_path)).reported_set
+    with pytest.raises(FlexoraError, match=r"data\.template: '\{question\}' has a place other than \{stem\}"):
+        JsonlMultipleChoice(chatty, template="{question}")
+    with pytest.raises(FlexoraError, match=r"name a folder of files, or hub:OWNER/NAME"):
+        JsonlMultipleChoice(chatty).check_source()
+
+
+def test_reported_rows_may_be_cut_from_the_train_split(tmp_path: Path, chatty: Backbone) -> None:
+    write_jsonl(tmp_path / "train.jsonl", choice_rows(12))
+    settings: dict[str, Any] = {"source": str(tmp_path), "columns": COLUMNS, "validation_rows": 3}
+    with pytest.raises(FlexoraError, match=r"has no test\.jsonl or test\.parquet"):
+        _ = JsonlMultipleChoice(chatty, **settings).reported_set
+    data = JsonlMultipleChoice(chatty, test_rows=4, **settings)
+    parts = [data.train_set, data.validation_set, data.reported_set]
+    assert [len(part) for part in parts] == [5, 3, 4]
+    assert sorted(line for part in parts for line in part["line"]) == list(range(1, 13))
+    again = JsonlMultipleChoice(chatty, test_rows=4, seed=9, **settings)
+    assert again.reported_set["line"] == data.reported_set["line"]
+    with pytest.raises(FlexoraError, match=r"data\.test_rows: 12 leaves none of 12 rows"):
+        _ = JsonlMultipleChoice(chatty, test_rows=12, **settings).reported_set
+    with pytest.raises(FlexoraError, match=r"data\.test_rows: 0 is too small"):
+        JsonlMultipleChoice(chatty, test_rows=0)
+
+
+def scored_text(data: JsonlInstruction, row: Any) -> tuple[str, str]:
+    """A row as text, and what of it is scored, as a batch has it."""
+    batch = collate([row], [0], 0, all_choices=False)
+    return str(data.tokenizer.decode(row["sequences"][0])), str(data.tokenizer.decode(batch["target"]))
+
+
+def test_the_loss_is_on_the_response_alone(tmp_path: Path, chatty: Backbone) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": "Say hi", "output": "hi there"}] * 2)
+    settings: dict[str, Any] = {"source": str(tmp_path), "columns": {"response": "output"}}
+    data = JsonlInstruction(chatty, **settings)
+    assert scored_text(data, data.rows("train")[0]) == ("Say hi\nhi there<eos>", "\nhi there<eos>")
+    chat = JsonlInstruction(chatty, chat_template=True, **settings)
+    assert scored_text(chat, chat.rows("train")[0]) == ("<user>Say hi<eos><assistant>hi there<eos>", "hi there<eos>")
+    assert (data.primary_metric, data.generates) == ("loss", False)
+    asked = JsonlInstruction(chatty, exact_match=True)
+    assert (asked.primary_metric, asked.generates) == ("exact_match", True)
+    assert asked.matches(" hi \n", "hi") == {"exact_match": True}
+    assert asked.matches("hi!", "hi") == {"exact_match": False}
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[number % 2], "content": content} for number, content in enumerate(contents)]
+
+
+def test_every_turn_of_the_assistant_is_trained_on_and_the_last_is_reported(tmp_path: Path, chatty: Backbone) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"chat": turns("one?", "1", "two?", "22")}])
+    data = JsonlInstruction(chatty, source=str(tmp_path), messages=True, columns={"messages": "chat"})
+    whole = "<user>one?<eos><assistant>1<eos><user>two?<eos><assistant>22<eos>"
+    row = data.rows("train")[0]
+    assert scored_text(data, row) == (whole, "1<eos>22<eos>")
+    assert row["answer_tokens"] == len("1") + len("22") + 2
+    assert scored_text(data, data.rows("train", reported=True)[0]) == (whole, "22<eos>")
+    # What is too long is cut at its beginning: here inside the first question, then inside the first answer.
+    length = row["length"] + 1
+    cut = JsonlInstruction(
+        chatty, source=str(tmp_path), messages=True, columns={"messages": "chat"}, max_length=length - 8
+    )
+    assert scored_text(cut, cut.rows("train")[0]) == (whole[8:], "1<eos>22<eos>")
+    start = whole.index("1<eos>")
+    shorter = JsonlInstruction(
+        chatty, source=str(tmp_path), messages=True, columns={"messages": "chat"}, max_length=length - start + 4
+    )
+    assert scored_text(shorter, shorter.rows("train")[0])[1] == "22<eos>"
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ("hello", "messages is not a list of turns"),
+        ([], "messages is not a list of turns"),
+        ([{"role": "user"}], "turn 1 has no content in words"),
+        ([*turns("a", "b"), 3], "turn 3 has no role in words"),
+        (turns("a", "b", "c"), "the last turn is the user's, not the assistant's"),
+        (turns("a", "b" * 200), "the last turn has 201 tokens, which max_length 64 cannot hold"),
+    ],
+)
+def test_chats_that_are_none(messages: Any, expected: str, tmp_path: Path, chatty: Backbone) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"messages": messages}])
+    with pytest.raises(FlexoraError, match=expected):
+        JsonlInstruction(chatty, source=str(tmp_path), messages=True, max_length=64).rows("train")
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> None:
+    forgetful = CHAT_TEMPLATE.replace("message['content']", "(message['content'] if loop.last else '')")
+    model = Backbone(str(save_model(tmp_path / "forgetful", "llama", chat_template=forgetful)))
+    write_jsonl(tmp_path / "train.jsonl", [{"messages": turns("a", "b", "c", "d")}])
+    with pytest.raises(FlexoraError, match="the chat template writes turn 2 in another way once others follow it"):
+        JsonlInstruction(model, source=str(tmp_path), messages=True).rows("train")
+
+
+@pytest.mark.parametrize("field", ["objective", "validation_objective"])
+def test_free_answers_have_no_choices_to_contrast(field: str) -> None:
+    with pytest.raises(FlexoraError, match=r"data\.objective: choices needs rows with choices"):
+        JsonlInstruction(**{field: "choices"})
