@@ -60,9 +60,11 @@ def problems(name: str) -> Iterator[str]:
 
 
 def _wrong_settings(sections: dict[str, Any]) -> Iterator[str]:
-    """Parse the settings one by one: the parser itself stops at the first that is wrong."""
+    """Parse the settings; if any is wrong, one by one: the parser itself stops at the first."""
     parse = recipe_parser("validate").parse_object
     data = sections.get("data")
+    if data is not None and not list(_attempt(parse, sections)):
+        return
     if data is None:
         yield "data: the recipe names no benchmark; add for instance data: {class_path: ArcEasy}"
     else:

@@ -12,7 +12,7 @@ import lightning as L
 import pytest
 from lightning.pytorch.trainer.states import TrainerFn
 
-import flexora.data.datamodule as module
+import flexora.data.encoded as module
 from flexora.backbone.loading import Backbone
 from flexora.data import reading
 from flexora.data.arc import ArcEasy

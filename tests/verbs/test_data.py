@@ -151,3 +151,22 @@ def test_both_levels_may_have_objectives_of_their_own(recipe: Recipe, tmp_path: 
     assert main(["search", "--config", str(recipe()), "--data.validation_objective=choices"]) == 0
     row = (tmp_path / "out" / "search" / "history.csv").read_text().splitlines()[1].split(",")
     assert float(row[2]) > 4 > float(row[3])
+
+
+def test_a_referee_scores_the_same_rows(recipe: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = str(recipe())
+    assert main(["finetune", "--config", config, "--selection=0"]) == 0
+    flags = ["--config", config, "--evaluate.arms=[base,flexora]", "--data.evaluate_rows=4"]
+    capfd.readouterr()
+    assert main(["evaluate", *flags, "--referee", "lm-eval", "--data.chat_template=true"]) == 2
+    assert "evaluate.referee: ArcEasy has no choices or a chat template" in capfd.readouterr().err
+    assert main(["evaluate", *flags, "--referee=lm-eval"]) == 0
+    arms = Results.read(tmp_path / "out" / "evaluate" / "results.json").arms
+    for arm in arms:
+        assert arm.referee is not None
+        assert arm.referee.rows == 4
+        assert arm.referee.largest < 1e-4
+        assert arm.referee.accuracy == arm.metrics["acc"].value
+    printed = "".join(capfd.readouterr())
+    assert "on ArcEasy, flexora: log-likelihoods within" in printed
+    assert "on ArcEasy, flexora: log-likelihoods within" in (tmp_path / "out" / "report" / "report.html").read_text()
