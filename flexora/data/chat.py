@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
 
+from jinja2 import TemplateError
+
 from flexora.data.encoding import EncodedQuestion
 
 if TYPE_CHECKING:
@@ -87,6 +89,19 @@ def encode_conversation(
 
 def _tokens(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, opened: bool) -> list[int]:
     """The turns in tokens, up to the assistant's next one where it is ``opened``."""
-    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=opened, tokenize=False)
-    assert isinstance(text, str)
+    text = render(messages, tokenizer, opened=opened)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, opened: bool) -> str:
+    """The turns as the chat template writes them.
+
+    Raises:
+        ValueError: If the template refuses them: some know no system, some want user and assistant in turns.
+    """
+    try:
+        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=opened, tokenize=False)
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses it: {error}") from error
+    assert isinstance(text, str)
+    return text

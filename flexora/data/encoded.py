@@ -20,7 +20,7 @@ from flexora.data.fingerprint import code_fingerprint
 from flexora.data.hygiene import usable_rows
 from flexora.data.prompts import completion, require_chat_template
 from flexora.data.question import Pairs
-from flexora.data.reading import Examples, Reader, encode_rows, example_rows, read_row
+from flexora.data.reading import FEATURES, Examples, Reader, encode_rows, example_rows, read_row, said_keys
 from flexora.data.sources import HUB_PREFIX, Row, Source, Split
 from flexora.errors import FlexoraError
 
@@ -156,6 +156,10 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         elif self._is_local and not Path(self.source).expanduser().is_dir():
             raise FlexoraError(f"data.source: {self.source} is not a folder; name a folder, hub, or packaged")
 
+    def raw(self, split: Split) -> Dataset:
+        """The rows of a split as their source has them."""
+        return self.benchmark.load(self.source, split)
+
     def rows(self, split: Split, *, reported: bool = False) -> Dataset:
         """The encoded rows of a split that can be used, in the source's order, from the cache where possible.
 
@@ -167,7 +171,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         Raises:
             FlexoraError: If the source cannot be read, or rows cannot be used and ``bad_rows`` is ``refuse``.
         """
-        raw = self.benchmark.load(self.source, split)
+        raw = self.raw(split)
         place = f"{self.benchmark_name} {self.source} [{split}]"
         return self.encode(raw, place, self.benchmark.fields, self.reader(), reported=reported)
 
@@ -204,6 +208,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
             with_indices=True,
             fn_kwargs=arguments,
             remove_columns=raw.column_names,
+            features=FEATURES,
             desc=f"Encoding {place}",
         )
         return usable_rows(encoded, place, self.unit, skip=self.bad_rows == "skip")
@@ -213,9 +218,10 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         """Raw rows of the solved examples, drawn from the train split by ``split_seed``."""
         if not self.num_fewshot:
             return []
-        raw = self.benchmark.load(self.source, "train")
+        raw, reported = self.raw("train"), self.raw(self.reported_split)
         order = permutation(len(raw), self.split_seed, 2).tolist() if self.drawn_examples else range(len(raw))
-        return example_rows(raw, order, self.benchmark.fields, self.reader(), self.num_fewshot)
+        fields, reader = self.benchmark.fields, self.reader()
+        return example_rows(raw, order, fields, reader, self.num_fewshot, said_keys(reported, fields, reader))
 
     @cached_property
     def examples(self) -> Examples:

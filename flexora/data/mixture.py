@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -50,6 +51,7 @@ class CommonsenseMixture(AnswerDataModule):
     benchmark = Source(hub=None, fields=())
     primary_metric = "average"
     metrics = ("average",)
+    referee_style: ClassVar[PromptStyle] = "completion"  # that of every member
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ class CommonsenseMixture(AnswerDataModule):
         super().__init__(*args, **kwargs)
         names = [member.__name__ for member in self.members]
         for name, weight in (weights or {}).items():
-            if name not in names or not weight >= 0:
+            if name not in names or not 0 <= weight < math.inf:
                 raise FlexoraError(f"data.weights: {name}: {weight} is no weight of one of {', '.join(names)}")
         if weights is not None and (self.train_rows is None or not sum(weights.values()) > 0):
             raise FlexoraError("data.weights: shares of what? give data.train_rows too, and a weight above 0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from flexora.data.multiple_choice import MultipleChoiceDataModule
-from flexora.data.question import Question
+from flexora.data.question import Question, choices_of
 from flexora.data.reading import Reader, Reading
 from flexora.data.sources import Row, Source
 
@@ -39,7 +39,7 @@ class Mmlu(MultipleChoiceDataModule):
     @staticmethod
     def question(row: Row) -> Question:
         """Read a row."""
-        return Question(row["question"].strip(), tuple(row["choices"]), row["answer"])
+        return Question(row["question"].strip(), choices_of(row["choices"]), row["answer"])
 
     def reader(self) -> Reader:
         """Reads a row with its subject."""

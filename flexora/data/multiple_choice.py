@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from flexora.data.datamodule import AnswerDataModule
 from flexora.data.prompts import PromptStyle, completion, letters
-from flexora.data.question import Pairs, Question
+from flexora.data.question import Pairs, Question, choices_of
 from flexora.data.reading import Reader, Reading
 from flexora.data.sources import Row
 
@@ -65,7 +65,7 @@ def read_new_question(row: Row, write: Callable[[Question], Pairs]) -> Reading:
     for field in ("prompt", "choices"):
         if row.get(field) is None:
             raise ValueError(f"{field} is missing among {', '.join(row)}")
-    question = Question(row["prompt"], tuple(row["choices"]), 0)
+    question = Question(row["prompt"], choices_of(row["choices"]), 0)
     return Reading(write(question), asked=question.stem, said=question.stem)
 
 

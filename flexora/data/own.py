@@ -14,7 +14,7 @@ from flexora.data.chat import ASSISTANT, read_messages
 from flexora.data.datamodule import AnswerDataModule
 from flexora.data.generative import UNKNOWN, GenerativeDataModule
 from flexora.data.multiple_choice import MultipleChoiceDataModule, read_question
-from flexora.data.question import Pairs, Question
+from flexora.data.question import Pairs, Question, choices_of
 from flexora.data.reading import Reader, Reading
 from flexora.data.sources import Row, Source, Split
 from flexora.errors import FlexoraError
@@ -52,11 +52,11 @@ class OwnRows(AnswerDataModule):
         self.reported_split = reported_split
         self.test_rows = test_rows
 
-    def rows(self, split: Split, *, reported: bool = False) -> Dataset:
-        """The encoded rows of a split; of the train split, where the reported rows are cut from it."""
+    def raw(self, split: Split) -> Dataset:
+        """The rows of a split; of the train split, where the reported rows are cut from it."""
         if self.test_rows is None:
-            return super().rows(split, reported=reported)
-        everything = super().rows("train", reported=reported)
+            return super().raw(split)
+        everything = super().raw("train")
         if self.test_rows >= len(everything):
             raise FlexoraError(f"data.test_rows: {self.test_rows} leaves none of {len(everything)} rows; lower it")
         order = permutation(len(everything), self.split_seed, 3)
@@ -97,7 +97,7 @@ def choice_index(answer: Any, choices: Sequence[str], first: int) -> int:
 
 
 def _own_question(row: Row, columns: Mapping[str, str], first: int) -> Question:
-    prompt, choices = pick(row, "prompt", columns), tuple(pick(row, "choices", columns))
+    prompt, choices = pick(row, "prompt", columns), choices_of(pick(row, "choices", columns))
     return Question(prompt, choices, choice_index(pick(row, "answer", columns), choices, first))
 
 
@@ -130,9 +130,12 @@ class JsonlMultipleChoice(OwnRows, MultipleChoiceDataModule):
         ):
             try:
                 text.format(**places)
-            except (KeyError, IndexError, ValueError) as error:
+            except (AttributeError, IndexError, KeyError, ValueError) as error:
                 known = " and ".join(f"{{{place}}}" for place in places)
                 raise FlexoraError(f"data.{name}: {text!r} has a place other than {known}; mend it") from error
+            for place in places:
+                if f"{{{place}}}" not in text:
+                    raise FlexoraError(f"data.{name}: {text!r} has no place {{{place}}}; add it")
         self.template = template
         self.letters_template = letters_template
         self.first_answer = first_answer

@@ -7,6 +7,7 @@ from dataclasses import replace
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Literal
 
+from flexora.data.chat import Message, render
 from flexora.data.question import Pairs, Question
 from flexora.errors import FlexoraError
 
@@ -62,14 +63,9 @@ def as_chat(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     """
     require_chat_template(tokenizer)
 
-    def turn(context: str) -> str:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": context}], add_generation_prompt=True, tokenize=False
-        )
-        assert isinstance(text, str)
-        return text
-
-    turns = {context: turn(context) for context, _ in pairs.pairs}
+    turns = {
+        context: render([Message(role="user", content=context)], tokenizer, opened=True) for context, _ in pairs.pairs
+    }
     return replace(pairs, pairs=tuple((turns[context], text.removeprefix(" ")) for context, text in pairs.pairs))
 
 

@@ -35,6 +35,17 @@ class Question:
             raise ValueError(f"answer {self.answer} is out of range for {len(self.choices)} choices")
 
 
+def choices_of(value: object) -> tuple[str, ...]:
+    """A row's list of choices.
+
+    Raises:
+        ValueError: If it is none: the letters of a text and the keys of a mapping are no choices.
+    """
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"choices is {type(value).__name__}, not a list of texts")
+    return tuple(value)
+
+
 @dataclass(frozen=True)
 class Pairs:
     """What a causal language model reads of a row.

@@ -7,7 +7,7 @@ others solved before it: its number is another one.
 from __future__ import annotations
 
 from flexora.data.multiple_choice import MultipleChoiceDataModule
-from flexora.data.question import Question
+from flexora.data.question import Question, choices_of
 from flexora.data.sources import Row, Source
 
 FIELDS = ("article", "question", "options", "answer")
@@ -26,7 +26,7 @@ class RaceMiddle(MultipleChoiceDataModule):
     def question(row: Row) -> Question:
         """Read a row: an article, one question on it, and the options A, B, C, ..."""
         stem = f"Article: {row['article']}\n\n{row['question']}"
-        return Question(stem, tuple(row["options"]), "ABCDEFGHIJ".index(row["answer"]))
+        return Question(stem, choices_of(row["options"]), "ABCDEFGHIJ".index(row["answer"]))
 
 
 class RaceHigh(RaceMiddle):

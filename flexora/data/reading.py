@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from datasets import Features, List, Value
 
 from flexora.data.batch import answer_tokens, packed_length
 from flexora.data.chat import Message, encode_conversation
@@ -101,6 +103,7 @@ def encode_rows(
     for row in rows:
         try:
             reading = read_row(row, fields, reader)
+            _require_encodable(reading)
             pairs = with_shots(reading, examples)
             readings.append(replace(reading, pairs=as_chat(pairs, tokenizer) if chat and pairs else pairs))
         except MALFORMED as error:
@@ -132,7 +135,9 @@ EMPTY: dict[str, Any] = {
 }
 
 
-def example_rows(raw: Dataset, order: Sequence[int], fields: Sequence[str], reader: Reader, count: int) -> list[Row]:
+def example_rows(
+    raw: Dataset, order: Sequence[int], fields: Sequence[str], reader: Reader, count: int, reported: Container[str]
+) -> list[Row]:
     """The rows of solved examples: in an order, the first ``count`` rows of each group that can be used.
 
     Args:
@@ -141,6 +146,7 @@ def example_rows(raw: Dataset, order: Sequence[int], fields: Sequence[str], read
         fields: Fields that every row must have.
         reader: Reads a row.
         count: Examples of each group.
+        reported: Keys of what the reported rows say; none of these may stand solved before itself.
 
     Raises:
         FlexoraError: If a group has fewer, or the rows are chats.
@@ -155,6 +161,8 @@ def example_rows(raw: Dataset, order: Sequence[int], fields: Sequence[str], read
             continue
         if reading.pairs is None:
             raise FlexoraError("data.num_fewshot: chats take no solved examples; leave it at 0")
+        if text_key(reading.said) in reported:
+            continue
         if found.setdefault(reading.group, 0) < count:
             found[reading.group] += 1
             chosen.append(row)
@@ -167,6 +175,17 @@ def example_rows(raw: Dataset, order: Sequence[int], fields: Sequence[str], read
     return chosen
 
 
+def said_keys(raw: Dataset, fields: Sequence[str], reader: Reader) -> set[str]:
+    """Keys of what raw rows say; rows that cannot be used say nothing."""
+    keys = set()
+    for row in raw:
+        try:
+            keys.add(text_key(read_row(row, fields, reader).said))
+        except MALFORMED:
+            continue
+    return keys
+
+
 def with_shots(reading: Reading, examples: Examples) -> Pairs | None:
     """What the model reads of a row, behind its description and the solved examples of its group."""
     if reading.pairs is None:
@@ -175,9 +194,32 @@ def with_shots(reading: Reading, examples: Examples) -> Pairs | None:
     return with_examples(reading.pairs, [shot for shot in shots if shot])
 
 
+#: Types of the encoded columns: a batch whose lists are all empty would leave them open.
+FEATURES = Features(
+    sequences=List(List(Value("int32"))),
+    starts=List(Value("int32")),
+    chars=List(Value("int32")),
+    unscored=List(Value("int32")),
+    **{name: Value("int32") for name in ("answer", "length", "packed_length", "answer_tokens")},
+    line=Value("int64"),
+    **{name: Value("string") for name in ("asked", "said", "problem")},
+)
+
+
 def text_key(text: str) -> str:
     """Hash of a text without case, punctuation and spacing."""
     return hashlib.sha256(" ".join(re.findall(r"\w+", text.lower())).encode()).hexdigest()[:16]
+
+
+def _require_encodable(reading: Reading) -> None:
+    """Refuse half a surrogate pair, which JSON allows and no tokenizer takes, before it stops a whole batch.
+
+    Raises:
+        UnicodeEncodeError: A ValueError.
+    """
+    pairs = reading.pairs.pairs if reading.pairs else ()
+    for text in [reading.asked, reading.said, *(text for pair in pairs for text in pair)]:
+        text.encode()
 
 
 def _facts(question: EncodedQuestion) -> dict[str, int]:

@@ -53,7 +53,16 @@ class RowScore:
 
 
 def values(rows: Sequence[RowScore], metric: Metric) -> Tensor:
-    """The metric of each row, ``[rows]``, float64."""
+    """The metric of each row, ``[rows]``, float64.
+
+    The loss is a ratio of sums, nats over tokens: its rows are linearised around it (delta method), so that their mean
+    is the loss, and their standard error its standard error.
+    """
+    if metric == "loss":
+        nats = torch.tensor([-row.log_likelihoods[row.answer] for row in rows], dtype=torch.float64)
+        tokens = torch.tensor([row.answer_tokens for row in rows], dtype=torch.float64)
+        loss = nats.sum() / tokens.sum()
+        return loss + (nats - loss * tokens) / tokens.mean()
     return torch.tensor([row.value(metric) for row in rows], dtype=torch.float64)
 
 

@@ -84,7 +84,7 @@ def harness_model(
         dtype=backbone.dtype,
         device=device,
         batch_size=batch_size,
-        max_length=data.max_length,
+        max_length=data.max_length - 1,  # it counts what the model reads, and the last token is only predicted
         trust_remote_code=False,
         **({} if adapter is None else {"peft": str(adapter)}),
     )
@@ -120,10 +120,11 @@ def write_task(data: MultipleChoiceDataModule, folder: Path) -> Path:
     task |= {"training_split": None, "validation_split": None, "test_split": "reported"}
     rows = raw_rows(data)
     if data.prompt_style == data.referee_style and data.referee is not None and data.trained:
+        rows = _official(data, rows)
         task["include"] = str(TaskManager().task_index[data.referee].yaml_path)
         if data.num_fewshot:
             files["examples"] = str(folder / "examples.parquet")
-            Dataset.from_list(data.example_rows).to_parquet(files["examples"])
+            Dataset.from_list(_official(data, data.example_rows)).to_parquet(files["examples"])
             task |= {"num_fewshot": data.num_fewshot, "fewshot_split": "examples"}
             task["fewshot_config"] = {"sampler": "first_n"}
     else:
@@ -138,10 +139,15 @@ def write_task(data: MultipleChoiceDataModule, folder: Path) -> Path:
 
 def raw_rows(data: MultipleChoiceDataModule) -> list[dict[str, Any]]:
     """The reported rows in their official fields, in their order."""
-    raw = data.benchmark.load(data.source, data.reported_split)
+    raw = data.raw(data.reported_split)
     lines = raw[LINE] if LINE in raw.column_names else range(1, len(raw) + 1)
     place = {line: index for index, line in enumerate(lines)}
     return [as_row(raw[place[line]]) for line in data.reported_set["line"]]
+
+
+def _official(data: MultipleChoiceDataModule, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The official fields alone: others may hold a number here and text there, which Arrow does not take."""
+    return [{field: row[field] for field in data.benchmark.fields} for row in rows]
 
 
 def _prompted(data: MultipleChoiceDataModule, row: dict[str, Any]) -> dict[str, Any]:

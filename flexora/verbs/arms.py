@@ -71,16 +71,24 @@ def require_same_prompts(arm: str, adapter: Path | None, data: dict[str, Any]) -
         return
     trained = json.loads(done.read_text()).get("data", {})
     now = {"class_path": data["class_path"], **data["init_args"]}
-    for name, before, after in zip(("prompt_style", "chat_template"), _style(trained), _style(now), strict=True):
-        if before is not None and after is not None and before != after:
+    before, after = _style(trained), _style(now)
+    for name in before.keys() & after.keys():
+        if None not in (before[name], after[name]) and before[name] != after[name]:
             raise FlexoraError(
-                f"evaluate.arms: {arm} was trained with data.{name} {before}, but is to be scored with {after}; "
-                f"give --data.{name} {before}"
+                f"evaluate.arms: {arm} was trained with data.{name} {before[name]}, but is to be scored with "
+                f"{after[name]}; give --data.{name} {before[name]}"
             )
 
 
-def _style(data: dict[str, Any]) -> tuple[str | None, bool | None]:
-    """Prompt style and use of a chat template of a data section; none where it has no such thing."""
-    module, _, name = str(data.get("class_path")).rpartition(".")
-    referee = getattr(getattr(import_module(module), name, None), "referee_style", None) if module else None
-    return data.get("prompt_style") or referee, data.get("chat_template")
+def _style(data: dict[str, Any]) -> dict[str, Any]:
+    """What decides the text of a prompt, in a data section."""
+    path = str(data.get("class_path"))
+    module, _, name = path.rpartition(".")
+    try:
+        referee = getattr(getattr(import_module(module), name, None), "referee_style", None)
+    except (ImportError, ValueError):  # a class of the user's own, which is not here
+        referee = None
+    style = {"prompt_style": data.get("prompt_style") or referee, "messages": data.get("messages")}
+    style["chat_template"] = None if data.get("messages") else data.get("chat_template")
+    templates = {key: data[key] for key in ("separator", "template", "letters_template") if key in data}
+    return style | templates

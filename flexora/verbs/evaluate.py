@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
 
     from flexora.data.datamodule import AnswerDataModule
-    from flexora.data.multiple_choice import MultipleChoiceDataModule
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,8 +55,11 @@ def main(arguments: Sequence[str]) -> int:
             require_referee(cli.datamodule, cli.model.backbone)
         for arm, adapter in adapters.items():
             require_same_prompts(arm, adapter, recipe.sections["data"])
-        results = _score(cli, adapters, folder.samples if wanted["samples"] else None, asked=bool(wanted["referee"]))
-        results.write(folder.results)
+        results, rows = _score(cli, adapters, folder.samples if wanted["samples"] else None)
+        results.write(folder.results)  # before the referee, so that nothing is lost with it
+        if wanted["referee"]:
+            _ask_referee(cli, adapters, rows, results)
+            results.write(folder.results)
         folder.finish("evaluate", settings)
         write_report(folder.root, recipe.sections["report"]["title"])
     console = Console()
@@ -84,10 +86,14 @@ def _long_form(arguments: Sequence[str]) -> list[str]:
     return [*rest, f"--evaluate.arms={json.dumps(['base', *adapters])}"] if adapters else rest
 
 
-def _score(cli: LightningCLI, adapters: dict[str, Path | None], samples: Path | None, *, asked: bool) -> Results:
-    """Score every arm on every part of the data; each adapter is loaded once. A referee does the same, if asked."""
+#: For each benchmark the scores of every arm.
+Scores = list[dict[str, list[RowScore]]]
+
+
+def _score(cli: LightningCLI, adapters: dict[str, Path | None], samples: Path | None) -> tuple[Results, Scores]:
+    """Score every arm on every part of the data; each adapter is loaded once."""
     parts: Sequence[AnswerDataModule] = cli.datamodule.parts
-    rows: list[dict[str, list[RowScore]]] = [{} for _ in parts]
+    rows: Scores = [{} for _ in parts]
     sizes: dict[str, tuple[int, int]] = {}
     for arm, adapter in adapters.items():
         module = ScoreModule(cli.model.backbone, None if adapter is None else str(adapter))
@@ -112,14 +118,14 @@ def _score(cli: LightningCLI, adapters: dict[str, Path | None], samples: Path | 
         )
         for part, own in zip(parts, rows, strict=True)
     ]
-    if asked:
-        for part, own, result in zip(parts, rows, results, strict=True):
-            for figures in result.arms:
-                cli.trainer.print(f"evaluate: the referee scores {figures.name} on {part.benchmark_name}")
-                own_data = cast("MultipleChoiceDataModule", part)
-                device = str(cli.trainer.strategy.root_device)
-                theirs = harness_scores(
-                    own_data, harness_model(own_data, cli.model.backbone, adapters[figures.name], device)
-                )
-                figures.referee = compare(own[figures.name], theirs)
-    return results[0] if len(results) == 1 else average(cli.datamodule.benchmark_name, results)
+    return results[0] if len(results) == 1 else average(cli.datamodule.benchmark_name, results), rows
+
+
+def _ask_referee(cli: LightningCLI, adapters: dict[str, Path | None], rows: Scores, results: Results) -> None:
+    """Have the harness score the same, and put how far it is into the results."""
+    for part, own, result in zip(cli.datamodule.parts, rows, results.parts or [results], strict=True):
+        for arm in result.arms:
+            cli.trainer.print(f"evaluate: the referee scores {arm.name} on {part.benchmark_name}")
+            device = str(cli.trainer.strategy.root_device)
+            model = harness_model(part, cli.model.backbone, adapters[arm.name], device)
+            arm.referee = compare(own[arm.name], harness_scores(part, model))

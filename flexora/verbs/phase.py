@@ -33,9 +33,17 @@ if TYPE_CHECKING:
 
 #: Settings of the data that leave a phase's result as it is; evaluation batches only decide speed.
 UNDECISIVE_DATA: dict[Phase, set[str]] = {
-    "search": {"batch_size", "evaluate_rows", "evaluate_tokens", "num_fewshot", "max_new_tokens"},
-    "finetune": {"evaluate_rows", "evaluate_tokens", "num_fewshot", "max_new_tokens"},
-    "evaluate": {"batch_size", "train_rows", "validation_rows", "evaluate_tokens", "objective", "validation_objective"},
+    "search": {"batch_size", "evaluate_rows", "evaluate_tokens", "num_fewshot", "max_new_tokens", "exact_match"},
+    "finetune": {"evaluate_rows", "evaluate_tokens", "num_fewshot", "max_new_tokens", "exact_match"},
+    "evaluate": {
+        "batch_size",
+        "train_rows",
+        "validation_rows",
+        "evaluate_tokens",
+        "objective",
+        "validation_objective",
+        "weights",
+    },
 }
 #: Settings of the trainer that change a phase's result. The search has its own clock, accumulation and clipping.
 DECISIVE_TRAINER: dict[Phase, tuple[str, ...]] = {

@@ -161,3 +161,56 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> No
 def test_free_answers_have_no_choices_to_contrast(field: str) -> None:
     with pytest.raises(FlexoraError, match=r"data\.objective: choices needs rows with choices"):
         JsonlInstruction(**{field: "choices"})
+
+
+@pytest.mark.parametrize("choices", ["yes,no", {"text": ["a", "b"]}, 3], ids=["text", "mapping", "number"])
+def test_choices_that_are_no_list(choices: Any, tmp_path: Path, chatty: Backbone) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": "Which?", "choices": choices, "answer": 0}])
+    with pytest.raises(FlexoraError, match=r"line 1: choices is \w+, not a list of texts"):
+        JsonlMultipleChoice(chatty, source=str(tmp_path)).rows("train")
+
+
+def test_long_stretches_of_one_kind_of_row(tmp_path: Path, chatty: Backbone) -> None:
+    """More rows than are written at once: the first ones must not decide what the columns hold."""
+    chats = [{"messages": turns("a", "b")}] * 1_100 + [{"messages": turns("a", "b", "c", "d")}]
+    write_jsonl(tmp_path / "train.jsonl", chats)
+    assert len(JsonlInstruction(chatty, source=str(tmp_path), messages=True).rows("train")) == 1_101
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": "x"}] * 1_100 + [{"prompt": "x", "response": "y"}])
+    kept = JsonlInstruction(chatty, source=str(tmp_path), bad_rows="skip").rows("train")
+    assert kept["line"] == [1_101]
+
+
+@pytest.mark.parametrize("row", [{"prompt": "a", "response": "\ud800"}, {"prompt": "\udfff", "response": "b"}])
+def test_half_a_surrogate_pair_spoils_its_own_row_alone(row: Any, tmp_path: Path, chatty: Backbone) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": "a", "response": "b"}, row])
+    kept = JsonlInstruction(chatty, source=str(tmp_path), bad_rows="skip").rows("train")
+    assert kept["line"] == [1]
+
+
+def test_a_template_that_refuses_a_chat_spoils_its_own_row_alone(tmp_path: Path) -> None:
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT_TEMPLATE
+    model = Backbone(str(save_model(tmp_path / "strict", "llama", chat_template=strict)))
+    system = [{"role": "system", "content": "Be brief."}, *turns("a", "b")]
+    write_jsonl(tmp_path / "train.jsonl", [{"messages": turns("a", "b")}, {"messages": system}])
+    data = JsonlInstruction(model, source=str(tmp_path), messages=True)
+    with pytest.raises(FlexoraError, match="line 2: the chat template refuses it: no system"):
+        data.rows("train")
+
+
+def test_no_reported_row_stands_solved_before_itself(tmp_path: Path, chatty: Backbone) -> None:
+    write_jsonl(tmp_path / "train.jsonl", choice_rows(8))
+    data = JsonlMultipleChoice(
+        chatty, source=str(tmp_path), columns=COLUMNS, test_rows=4, num_fewshot=4, validation_rows=2
+    )
+    solved = {row["q"] for row in data.example_rows}
+    texts = [str(data.tokenizer.decode(ids[0])) for ids in data.reported_set["sequences"]]
+    asked = {text[text.rindex("Colour") :].split("?")[0] + "?" for text in texts}
+    assert len(solved) == len(asked) == 4
+    assert not solved & asked
+    assert all(text.count("Colour") == 5 for text in texts)
+
+
+@pytest.mark.parametrize("template", ["Question:", "{stem.foo}"])
+def test_templates_without_their_places(template: str) -> None:
+    with pytest.raises(FlexoraError, match=r"data\.template: .* has (no place|a place other than) \{stem\}"):
+        JsonlMultipleChoice(template=template)

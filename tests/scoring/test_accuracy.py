@@ -87,12 +87,19 @@ def test_no_difference_without_a_base(base: list[RowScore] | None) -> None:
     assert arm_result("base", ROWS, base, METRICS, adapted_layers=0, parameters=0).over_base is None
 
 
-def test_loss_as_a_metric_is_that_of_each_row() -> None:
-    assert values(ROWS, "loss").tolist() == [2.5, 2 / 3, 0.5, 1.5]
+def test_loss_as_a_metric_is_the_loss_of_the_table() -> None:
+    """A ratio of sums: per-row values are linearised around it, with the delta method's standard error."""
+    linear = values(ROWS, "loss")
+    assert float(linear.mean()) == pytest.approx(mean_loss(ROWS), abs=1e-15)
+    nats, tokens, loss = [5.0, 2.0, 1.0, 3.0], [2, 3, 2, 2], 11 / 9
+    residuals = [(nat - loss * token) / 2.25 for nat, token in zip(nats, tokens, strict=True)]
+    error = math.sqrt(sum(residual**2 for residual in residuals) / 3 / 4)
+    assert mean_with_error(linear).stderr == pytest.approx(error, abs=1e-15)
     worse = [row([-6.0, -3.0], answer=0), *ROWS[1:]]
     result = arm_result("lora", worse, ROWS, ["loss"], adapted_layers=1, parameters=1)
     assert result.over_base is not None
-    assert result.over_base["loss"].value == pytest.approx(0.5 / 4, abs=1e-15)
+    assert result.over_base["loss"].value == pytest.approx(1 / 9, abs=1e-14)
+    assert result.metrics["loss"].value == pytest.approx(result.loss, abs=1e-14)
     assert result.calibration_error is None
 
 
