@@ -90,8 +90,12 @@ class CommonsenseMixture(AnswerDataModule):
         ]
 
     def reader(self) -> Reader:
-        """There is none: every benchmark reads its own rows."""
-        raise NotImplementedError
+        """There is none.
+
+        Raises:
+            FlexoraError: Always: every benchmark reads its own rows.
+        """
+        raise FlexoraError("data: every benchmark of a mixture reads its own rows; ask one of its parts")
 
     def check_source(self) -> None:
         """Find out without loading a row whether local sources can be read."""
