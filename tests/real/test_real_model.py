@@ -102,10 +102,9 @@ def test_the_packaged_rows_are_the_official_ones() -> None:
     assert {split: len(rows) for split, rows in sizes.items()} == {"train": 2_251, "validation": 570, "test": 2_376}
     identities = [row["id"] for rows in sizes.values() for row in rows]
     assert len(set(identities)) == len(identities)
-    first = data.question(sizes["train"][0])
-    assert first.pairs[0][0].startswith(
-        "Question: Which factor will most likely cause a person to develop a fever?\nAnswer:"
-    )
+    first = data.reader()(sizes["train"][0]).pairs
+    assert first is not None
+    assert first.pairs[0][0] == "Question: Which factor will most likely cause a person to develop a fever?\nAnswer:"
     assert first.pairs[first.answer][1] == " a bacterial population in the bloodstream"
 
 
