@@ -60,7 +60,8 @@ class AnswerDataModule(EncodedDataModule):
         rows = self.rows("train")
         if not self.has_reported_rows():
             return rows
-        return without_reported(rows, self.reported_split_rows, self.benchmark_name, self.reported_split, self.unit)
+        reported = {f"the {self.reported_split} split": self.reported_split_rows}
+        return without_reported(rows, reported, self.benchmark_name, self.unit)
 
     def has_reported_rows(self) -> bool:
         """Whether there is a reported split, as far as that can be told without asking the hub."""

@@ -12,14 +12,10 @@ import lightning as L
 from datasets import Dataset
 
 from flexora.backbone.loading import Backbone
-from flexora.data.batch import collate
 from flexora.data.batching import permutation
-from flexora.data.chat import encode_conversation
-from flexora.data.encoding import encode
 from flexora.data.fingerprint import code_fingerprint
-from flexora.data.hygiene import usable_rows
-from flexora.data.prompts import completion, require_chat_template
-from flexora.data.question import Pairs
+from flexora.data.hygiene import tell_cut, usable_rows
+from flexora.data.prompts import require_chat_template
 from flexora.data.reading import FEATURES, Examples, Reader, encode_rows, example_rows, read_row, said_keys
 from flexora.data.sources import HUB_PREFIX, Row, Source, Split
 from flexora.errors import FlexoraError
@@ -38,7 +34,8 @@ class EncodedDataModule(L.LightningDataModule, ABC):
 
     Args:
         backbone: The base model, whose tokenizer is used. Recipes fill it in from their own section.
-        source: ``hub``, ``packaged``, or a folder of ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``.
+        source: ``hub``, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/CONFIGURATION``, ``packaged``, or a folder of
+            ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or ``.parquet``).
         batch_size: Rows of one forward pass in training.
         evaluate_tokens: Tokens of one forward pass in evaluation, padding included; it decides speed and memory alone.
         validation_rows: Rows held out of the train split.
@@ -148,11 +145,9 @@ class EncodedDataModule(L.LightningDataModule, ABC):
             FlexoraError: If the folder or the wheel is missing.
         """
         if self.source == "packaged":
-            from flexora.packaged import ROWS_WHEEL
-
-            ROWS_WHEEL.require()
-        elif self.source == "hub" and self.benchmark.hub is None:
-            raise FlexoraError("data.source: name a folder of files, or hub:OWNER/NAME")
+            self.benchmark.require_packaged()
+        elif self.source == "hub":
+            self.benchmark.require_hub()
         elif self._is_local and not Path(self.source).expanduser().is_dir():
             raise FlexoraError(f"data.source: {self.source} is not a folder; name a folder, hub, or packaged")
 
@@ -191,15 +186,17 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         if self.chat_template:
             require_chat_template(self.tokenizer)
         own = [part for part in type(self).__mro__ if issubclass(part, EncodedDataModule)]
+        here = Path(__file__).parent.rglob("*.py")
         arguments = {
             "fields": fields,
             "reader": reader,
             "tokenizer": self.tokenizer,
             "max_length": self.max_length,
+            "room": self.room if reported else 0,
             "chat": self.chat_template,
             "examples": self.examples if reported else {},
             "every_turn": not reported,
-            "code": code_fingerprint(*own, Pairs, completion, encode, collate, encode_rows, encode_conversation),
+            "code": code_fingerprint(*here, *own, reader),
         }
         encoded = raw.map(
             encode_rows,
@@ -211,7 +208,14 @@ class EncodedDataModule(L.LightningDataModule, ABC):
             features=FEATURES,
             desc=f"Encoding {place}",
         )
-        return usable_rows(encoded, place, self.unit, skip=self.bad_rows == "skip")
+        usable = usable_rows(encoded, place, self.unit, skip=self.bad_rows == "skip")
+        tell_cut(usable, place, self.max_length)
+        return usable
+
+    @property
+    def room(self) -> int:
+        """Tokens that a reported prompt leaves to an answer that the model writes; 0 where it writes none."""
+        return 0
 
     @cached_property
     def example_rows(self) -> list[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypedDict
 
 from flexora.data.question import Pairs
@@ -20,6 +20,7 @@ class EncodedQuestion(TypedDict):
         chars: For each choice its number of characters, without the space before it: the divisor of ``acc_norm``.
         answer: Index of the right choice.
         unscored: Positions behind the start of the only sequence that are not scored: the user's turns of a chat.
+        cut: Tokens that the longest sequence has lost at its beginning.
     """
 
     sequences: list[list[int]]
@@ -27,75 +28,109 @@ class EncodedQuestion(TypedDict):
     chars: list[int]
     answer: int
     unscored: list[int]
+    cut: int
 
 
-#: Token ids of a text, with or without the tokenizer's special tokens around it.
-Tokens = Mapping[tuple[str, bool], list[int]]
+#: A text, and whether the tokenizer's special tokens belong around it.
+Text = tuple[str, bool]
+#: Token ids of texts.
+Tokens = Mapping[Text, list[int]]
 
 
-def tokenize(rows: Iterable[Pairs], tokenizer: PreTrainedTokenizerBase) -> Tokens:
-    """Tokenise every text that :func:`encode` needs for these rows in two calls, which is several times faster."""
-    wanted: dict[tuple[str, bool], None] = {}
-    for row in rows:
-        for pair in row.pairs:
-            context, continuation, special = _border(*pair, tokenizer)
-            texts = [context + continuation, context] if context else [continuation]
-            wanted.update(((text, special), None) for text in texts)
-    tokens: dict[tuple[str, bool], list[int]] = {}
+def tokenize(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    """Tokenise texts in two calls at most, which is several times faster than one by one."""
+    wanted = dict.fromkeys(texts)
+    tokens: dict[Text, list[int]] = {}
     for special in (True, False):
         keys = [key for key in wanted if key[1] is special]
         if keys:
-            texts = [text for text, _ in keys]
-            ids = tokenizer(texts, add_special_tokens=special, return_attention_mask=False)["input_ids"]
-            tokens.update(zip(keys, ids, strict=True))
+            ids = tokenizer([text for text, _ in keys], add_special_tokens=special, return_attention_mask=False)
+            tokens.update(zip(keys, ids["input_ids"], strict=True))
     return tokens
 
 
+def texts_of(row: Pairs, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:
+    """Every text that :func:`encode` needs in tokens."""
+    for pair in row.pairs:
+        context, continuation, special = _border(*pair, tokenizer, closed=row.closed)
+        if context:
+            yield context, special
+            yield context + continuation, special
+        if row.closed or not context:
+            yield continuation, False
+
+
 def encode(
-    row: Pairs, tokenizer: PreTrainedTokenizerBase, max_length: int, tokens: Tokens | None = None
+    row: Pairs, tokenizer: PreTrainedTokenizerBase, max_length: int, tokens: Tokens | None = None, room: int = 0
 ) -> EncodedQuestion:
     """Tokenise every pair the way lm-evaluation-harness does.
 
     Context and continuation are tokenised together and the continuation is what follows the context's own tokens, so
-    that merges across the border fall to the continuation. Spaces at the end of a context move to the continuation.
+    that merges across the border fall to the continuation. Spaces at the end of a context move to the continuation. A
+    closed answer is one that the model writes itself: its context keeps its spaces and its own tokens, for that is what
+    the model is then given.
 
     Args:
         row: The pairs.
         tokenizer: The base model's tokenizer.
         max_length: Longest sequence in tokens.
-        tokens: What :func:`tokenize` gave for this row among others.
+        tokens: The texts of this row in tokens, among others.
+        room: See :func:`overhang`.
 
     Raises:
         ValueError: If a continuation alone does not fit into ``max_length`` tokens beside one token of context.
     """
-    tokens = tokenize([row], tokenizer) if tokens is None else tokens
-    encoded = EncodedQuestion(sequences=[], starts=[], chars=[], answer=row.answer, unscored=[])
+    tokens = tokenize(texts_of(row, tokenizer), tokenizer) if tokens is None else tokens
+    encoded = EncodedQuestion(sequences=[], starts=[], chars=[], answer=row.answer, unscored=[], cut=0)
     for index, (context, continuation) in enumerate(row.pairs):
-        before, scored, special = _border(context, continuation, tokenizer)
+        before, scored, special = _border(context, continuation, tokenizer, closed=row.closed)
         if before:
-            whole, start = tokens[before + scored, special], len(tokens[before, special])
+            whole, prompt = tokens[before + scored, special], tokens[before, special]
+            if row.closed and whole[: len(prompt)] != prompt:
+                whole = [*prompt, *tokens[scored, False]]
         else:  # something must come before the first scored token
-            first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-            whole, start = [first, *tokens[scored, special]], 1
+            prompt = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+            whole = [*prompt, *tokens[scored, False]]
+        start = len(prompt)
         if start >= len(whole):  # it was merged into the context's last token
-            raise ValueError(f"choice {index} adds no token to its context")
+            raise ValueError(f"{row.name_of(index)} adds no token to its context")
         if row.closed:
             whole = [*whole, tokenizer.eos_token_id]
-        overhang = max(0, len(whole) - max_length)
-        if start - overhang < 1:
-            answer_length = len(whole) - start
-            raise ValueError(f"choice {index} has {answer_length} tokens, which max_length {max_length} cannot hold")
-        encoded["sequences"].append(whole[overhang:])
-        encoded["starts"].append(start - overhang)
+        cut = overhang(len(whole), start, max_length, room, row.name_of(index))
+        encoded["sequences"].append(whole[cut:])
+        encoded["starts"].append(start - cut)
         encoded["chars"].append(len(continuation.removeprefix(" ")))
+        encoded["cut"] = max(encoded["cut"], cut)
     return encoded
 
 
-def _border(context: str, continuation: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, bool]:
-    """Context without the spaces at its end, continuation with them, and whether special tokens belong around them.
+def overhang(length: int, start: int, max_length: int, room: int, answer: str) -> int:
+    """Tokens to cut off the beginning of a sequence.
+
+    Args:
+        length: Tokens of the sequence.
+        start: Where its answer starts.
+        max_length: Tokens that it may have.
+        room: Tokens to leave behind the prompt for an answer that the model writes, whatever the right one has: it must
+            not tell the prompt's length. 0 where no answer is written.
+        answer: What messages call the answer.
+
+    Raises:
+        ValueError: If no token of the prompt would be left.
+    """
+    cut = max(0, (start + room if room else length) - max_length)
+    if start - cut < 1:
+        raise ValueError(f"{answer} has {length - start} tokens, which max_length {max_length} cannot hold")
+    return cut
+
+
+def _border(
+    context: str, continuation: str, tokenizer: PreTrainedTokenizerBase, *, closed: bool
+) -> tuple[str, str, bool]:
+    """Context, continuation with the spaces between them, and whether special tokens belong around both.
 
     They do not where there is no context, or where a chat template has written the beginning of text already.
     """
-    before = context.rstrip()
+    before = context if closed else context.rstrip()
     begun = bool(tokenizer.bos_token) and before.startswith(str(tokenizer.bos_token))
     return before, context[len(before) :] + continuation, bool(before) and not begun

@@ -4,38 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
+#: Columns that decide what the model reads and what is scored.
+SCORED = ("sequences", "starts", "unscored", "answer")
 
-def code_fingerprint(*parts: Callable[..., Any] | type) -> str:
-    """Hash of the files in which functions and classes are defined.
+
+def code_fingerprint(*parts: Callable[..., Any] | type | Path) -> str:
+    """Hash of files, and of those in which functions and classes are defined.
 
     ``datasets`` knows an importable function by its name alone, so that without this its cache would outlive a change
     of the code.
     """
-    files = sorted({file for part in parts if (file := _file_of(part)) is not None})
+    files = sorted({file for part in parts for file in _files_of(part)})
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _file_of(part: Callable[..., Any] | type) -> Path | None:
-    part = part.func if isinstance(part, partial) else part
-    try:
-        name = inspect.getsourcefile(part)
-    except TypeError:  # built in, or typed at a prompt
-        return None
-    return Path(name) if name and Path(name).is_file() else None
+def _files_of(part: object) -> Iterator[Path]:
+    """The file of a function or class; of a partial function also those of what it is given."""
+    if isinstance(part, partial):
+        for inner in (part.func, *part.args, *part.keywords.values()):
+            yield from _files_of(inner)
+    elif isinstance(part, Path):
+        yield part
+    elif callable(part):
+        with suppress(TypeError):  # built in, or typed at a prompt
+            file = Path(inspect.getsourcefile(part) or "")
+            if file.is_file():
+                yield file
 
 
 def rows_fingerprint(*sets: Dataset) -> str:
-    """Hash of the tokens, borders and answers of encoded rows in their order, wherever they came from."""
+    """Hash of the tokens, scored positions and answers of encoded rows in their order, wherever they came from."""
     digest = hashlib.sha256()
     for rows in sets:
         digest.update(f"{len(rows)} rows".encode())
-        for row in rows.select_columns(["sequences", "starts", "answer"]):
-            digest.update(repr((row["sequences"], row["starts"], row["answer"])).encode())
+        for row in rows.select_columns(list(SCORED)):
+            digest.update(repr([row[name] for name in SCORED]).encode())
     return digest.hexdigest()[:16]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flexora.data.batching import MicroBatch, token_batches
+from flexora.data.chat import end_of_turn
 from flexora.data.datamodule import AnswerDataModule, loader
 from flexora.data.question import Pairs
 from flexora.data.reading import Reader, Reading
@@ -73,6 +74,28 @@ class GenerativeDataModule(AnswerDataModule):
         """Whether the evaluation asks for generated answers."""
         return True
 
+    @property
+    def room(self) -> int:
+        """Tokens that a reported prompt leaves to the generated answer.
+
+        Raises:
+            FlexoraError: If it would leave none for the prompt.
+        """
+        if not self.generates:
+            return 0
+        if self.max_new_tokens >= self.max_length:
+            raise FlexoraError(
+                f"data.max_new_tokens: {self.max_new_tokens} leaves no room for a prompt in data.max_length "
+                f"{self.max_length}; lower the first or raise the second"
+            )
+        return self.max_new_tokens
+
+    @cached_property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end a generated answer, with what ends a turn of the chat template."""
+        turn = end_of_turn(self.tokenizer) if self.chat_template else ""
+        return (*self.stop, turn) if turn and turn != self.tokenizer.eos_token else self.stop
+
     def test_dataloader(self) -> Any:
         """The reported rows with their answers, and their prompts to be answered."""
         answers = super().test_dataloader()
@@ -97,7 +120,7 @@ def read_new_prompt(row: Row, template: str) -> Reading:
     prompt = row.get("prompt")
     if not isinstance(prompt, str):
         raise ValueError(f"prompt is {'missing among ' + ', '.join(row) if prompt is None else 'not text'}")
-    return Reading(Pairs(((template.format(stem=prompt), UNKNOWN),), 0), asked=prompt, said=prompt)
+    return Reading(Pairs(((template.format(stem=prompt), UNKNOWN),), 0, closed=True), asked=prompt, said=prompt)
 
 
 class Prompts(torch.utils.data.Dataset[Any]):

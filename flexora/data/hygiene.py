@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import unicodedata
+from collections.abc import Mapping
 
 from datasets import Dataset
 from lightning.pytorch.utilities import rank_zero_only
@@ -42,28 +45,49 @@ def usable_rows(encoded: Dataset, place: str, unit: str, *, skip: bool) -> Datas
     return rows.select([index for index, problem in enumerate(problems) if not problem])
 
 
-def without_reported(train: Dataset, reported: Dataset, benchmark: str, split: str, unit: str) -> Dataset:
-    """The train rows whose question and right answer do not occur in the reported split, and word of the others.
+def without_reported(train: Dataset, reported: Mapping[str, Dataset], benchmark: str, unit: str) -> Dataset:
+    """The train rows whose question and right answer occur in no reported split, and word of the others.
 
     Args:
         train: Encoded rows with the columns ``asked``, ``said`` and ``line``.
-        reported: Encoded rows of the reported split.
-        benchmark: Its name, for the message.
-        split: Name of the reported split, for the message.
+        reported: By its name for the message, encoded rows of each reported split.
+        benchmark: The benchmark's name, for the message.
         unit: What ``line`` counts: lines of a file, or rows.
     """
-    said, asked = set(reported["said"]), set(reported["asked"])
-    same = [key in said for key in train["said"]]
-    kept = [index for index, is_same in enumerate(same) if not is_same]
-    if len(kept) < len(train):
-        lines = [line for line, is_same in zip(train["line"], same, strict=True) if is_same]
+    said = {key: place for place, rows in reported.items() for key in rows["said"]}
+    asked = {key for rows in reported.values() for key in rows["asked"]}
+    found = [said.get(key) for key in train["said"]]
+    places = " and ".join(place for place in reported if place in found)
+    if places:
+        lines = [line for line, place in zip(train["line"], found, strict=True) if place is not None]
         names = ", ".join(map(str, lines[:SHOWN])) + (", ..." if len(lines) > SHOWN else "")
-        say(f"data: {benchmark}: {len(lines)} train rows occur in the {split} split and are left out: {unit} {names}")
-        train = train.select(kept)
+        say(f"data: {benchmark}: {len(lines)} train rows occur in {places} and are left out: {unit} {names}")
+        train = train.select([index for index, place in enumerate(found) if place is None])
     shared = sum(key in asked for key in train["asked"])
     if shared:
-        say(f"data: {benchmark}: {shared} train rows ask a question of the {split} split with another answer; kept")
+        place = " and ".join(reported) if len(reported) == 1 else "the reported splits"
+        say(f"data: {benchmark}: {shared} train rows ask a question of {place} with another answer; kept")
     return train
+
+
+def tell_cut(rows: Dataset, place: str, max_length: int) -> None:
+    """Say how many prompts have lost their beginning.
+
+    Args:
+        rows: Encoded rows with the column ``cut``.
+        place: Benchmark, source and split.
+        max_length: Longest sequence in tokens.
+    """
+    cut = sum(tokens > 0 for tokens in rows["cut"])
+    if cut:
+        say(f"data: {place}: {cut} of {len(rows)} prompts lose their beginning to data.max_length {max_length}")
+
+
+def text_key(text: str) -> str:
+    """Hash of a text without case, punctuation and spacing, and in one way of writing each character (NFKC)."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    kept = "".join(letter if unicodedata.category(letter)[0] in "LMNS" else " " for letter in plain)
+    return hashlib.sha256((" ".join(kept.split()) or plain.strip()).encode()).hexdigest()[:16]
 
 
 @rank_zero_only

@@ -77,11 +77,10 @@ class CommonsenseMixture(AnswerDataModule):
             name: getattr(self, name)
             for name in ("evaluate_tokens", "evaluate_rows", "max_length", "chat_template", "num_fewshot", "bad_rows")
         }
-        local = self.source not in ("hub", "packaged") and not self.source.startswith(HUB_PREFIX)
         return [
             member(
                 self.backbone,
-                source=f"{self.source}/{member.__name__}" if local else self.source,
+                source=f"{self.source}/{member.__name__}" if self._is_local else self.source,
                 prompt_style=self.prompt_style,
                 split_seed=self.split_seed,
                 **shared,
@@ -98,12 +97,19 @@ class CommonsenseMixture(AnswerDataModule):
         raise FlexoraError("data: every benchmark of a mixture reads its own rows; ask one of its parts")
 
     def check_source(self) -> None:
-        """Find out without loading a row whether local sources can be read."""
+        """Find out without loading a row whether local sources can be read.
+
+        Raises:
+            FlexoraError: If one cannot, or a single dataset of the hub is to stand for all.
+        """
+        if self.source.startswith(HUB_PREFIX):
+            raise FlexoraError("data.source: one dataset is no mixture; name hub, packaged, or a folder of folders")
         for part in self.parts:
             part.check_source()
 
     def prepare_data(self) -> None:
         """Fill the caches once per machine."""
+        self.check_source()
         for part in self.parts:
             part.trainer = self.trainer
             part.prepare_data()
@@ -111,14 +117,15 @@ class CommonsenseMixture(AnswerDataModule):
     @cached_property
     def train_split(self) -> Dataset:
         """The train rows of all benchmarks, or those that the weights take of each."""
+        reported = {part: part.reported_split_rows for part in self.parts if part.has_reported_rows()}
         rows = []
         for part in self.parts:
-            own = part.train_split
-            for other in self.parts:
-                if other is not part and other.has_reported_rows():
-                    place = f"{other.benchmark_name} {other.reported_split}"
-                    own = without_reported(own, other.reported_split_rows, part.benchmark_name, place, part.unit)
-            rows.append(own)
+            others = {
+                f"the {other.reported_split} split of {other.benchmark_name}": found
+                for other, found in reported.items()
+                if other is not part
+            }
+            rows.append(without_reported(part.train_split, others, part.benchmark_name, part.unit))
         if self.weights is None:
             return concatenate_datasets(rows)
         return concatenate_datasets([self._share(part, own) for part, own in zip(self.parts, rows, strict=True)])

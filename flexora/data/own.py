@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from datasets import Dataset
 
@@ -23,24 +23,30 @@ if TYPE_CHECKING:
     from flexora.scoring.results import Metric
 
 Reported = Literal["test", "validation"]
+#: For a field its column, or several to be joined.
+Columns = Mapping[str, str | list[str]]
 
 
 class OwnRows(AnswerDataModule):
     """Where the user's own rows come from.
 
     Args:
-        columns: For each field its column, where they have other names, such as ``{prompt: question}``.
+        columns: For each field its column, where they have other names, such as ``{prompt: question}``; or several,
+            whose texts are joined by empty lines, such as ``{prompt: [instruction, input]}``. Only the first must hold
+            something in every row.
         reported_split: The split that is reported.
         test_rows: Where there is no such split: rows of the train split that are reported instead.
         options: Settings of the other bases.
     """
 
     benchmark = Source(hub=None, fields=())
+    #: The fields that a recipe may map.
+    own_fields: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
         *args: Any,
-        columns: dict[str, str] | None = None,
+        columns: dict[str, str | list[str]] | None = None,
         reported_split: Reported = "test",
         test_rows: int | None = None,
         **kwargs: Any,
@@ -48,7 +54,11 @@ class OwnRows(AnswerDataModule):
         super().__init__(*args, **kwargs)
         if test_rows is not None and test_rows < 1:
             raise FlexoraError(f"data.test_rows: {test_rows} is too small; give at least 1")
-        self.columns = columns or {}
+        self.columns: Columns = columns or {}
+        for field, names in self.columns.items():
+            if field not in self.own_fields or not names:
+                known = ", ".join(self.own_fields)
+                raise FlexoraError(f"data.columns: {field}: {names} names no column of one of {known}; mend it")
         self.reported_split = reported_split
         self.test_rows = test_rows
 
@@ -68,16 +78,20 @@ class OwnRows(AnswerDataModule):
         return self.test_rows is not None or super().has_reported_rows()
 
 
-def pick(row: Row, field: str, columns: Mapping[str, str]) -> Any:
+def pick(row: Row, field: str, columns: Columns) -> Any:
     """A field of a row.
 
     Raises:
-        ValueError: If its column is missing, with the names of those that are there.
+        ValueError: If its column is missing, with the names of those that are there, or holds nothing.
     """
-    name = columns.get(field, field)
-    if row.get(name) is None:
-        raise ValueError(f"column {name} is missing among {', '.join(row)}; map it with data.columns.{field}")
-    return row[name]
+    names = columns.get(field, field)
+    first, *more = [names] if isinstance(names, str) else names
+    for name in (first, *more):
+        if name not in row:
+            raise ValueError(f"column {name} is missing among {', '.join(row)}; map it with data.columns.{field}")
+    if row[first] is None:
+        raise ValueError(f"column {first} holds nothing")
+    return "\n\n".join([row[first], *(row[name] for name in more if row[name])]) if more else row[first]
 
 
 def choice_index(answer: Any, choices: Sequence[str], first: int) -> int:
@@ -96,7 +110,7 @@ def choice_index(answer: Any, choices: Sequence[str], first: int) -> int:
     raise ValueError(f"answer {answer!r} is neither a choice, nor its letter, nor its number")
 
 
-def _own_question(row: Row, columns: Mapping[str, str], first: int) -> Question:
+def _own_question(row: Row, columns: Columns, first: int) -> Question:
     prompt, choices = pick(row, "prompt", columns), choices_of(pick(row, "choices", columns))
     return Question(prompt, choices, choice_index(pick(row, "answer", columns), choices, first))
 
@@ -114,6 +128,7 @@ class JsonlMultipleChoice(OwnRows, MultipleChoiceDataModule):
     """
 
     primary_metric = "acc"
+    own_fields = ("prompt", "choices", "answer")
 
     def __init__(
         self,
@@ -151,7 +166,7 @@ class JsonlMultipleChoice(OwnRows, MultipleChoiceDataModule):
         return partial(read_question, question=question, write=self.writer())
 
 
-def _instruction(row: Row, columns: Mapping[str, str], template: str) -> Reading:
+def _instruction(row: Row, columns: Columns, template: str) -> Reading:
     prompt, response = pick(row, "prompt", columns), pick(row, "response", columns)
     for name, text in (("prompt", prompt), ("response", response)):
         if not isinstance(text, str):
@@ -160,7 +175,7 @@ def _instruction(row: Row, columns: Mapping[str, str], template: str) -> Reading
     return Reading(Pairs(((context, response),), 0, closed=True), asked=prompt, said=f"{prompt}\n{response}")
 
 
-def _conversation(row: Row, columns: Mapping[str, str]) -> Reading:
+def _conversation(row: Row, columns: Columns) -> Reading:
     messages = read_messages(pick(row, "messages", columns))
     turns = [f"{message['role']}: {message['content']}" for message in messages]
     return Reading(None, asked="\n".join(turns[:-1]), said="\n".join(turns), messages=messages)
@@ -185,6 +200,8 @@ class JsonlInstruction(OwnRows, GenerativeDataModule):
             is reported.
         options: Settings of :class:`OwnRows` and of :class:`GenerativeDataModule`.
     """
+
+    own_fields = ("prompt", "response", "messages")
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Literal
 
-from flexora.data.chat import Message, render
+from flexora.data.chat import ASSISTANT, Message, render
 from flexora.data.question import Pairs, Question
 from flexora.errors import FlexoraError
 
@@ -55,17 +55,15 @@ def with_examples(pairs: Pairs, examples: Sequence[str]) -> Pairs:
     return replace(pairs, pairs=tuple((before + context, continuation) for context, continuation in pairs.pairs))
 
 
+def as_messages(context: str, answer: str = "") -> list[Message]:
+    """A context as the user's turn, and where there is one the answer as the assistant's, without the space before."""
+    turns = [Message(role="user", content=context)]
+    return [*turns, Message(role=ASSISTANT, content=answer.removeprefix(" "))] if answer else turns
+
+
 def as_chat(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Pairs:
-    """Every context as the user's turn of the tokenizer's chat template, every continuation as the assistant's.
-
-    Raises:
-        FlexoraError: If the tokenizer has no chat template.
-    """
-    require_chat_template(tokenizer)
-
-    turns = {
-        context: render([Message(role="user", content=context)], tokenizer, opened=True) for context, _ in pairs.pairs
-    }
+    """Every context as the user's turn of the tokenizer's chat template, every continuation as the assistant's."""
+    turns = {context: render(as_messages(context), tokenizer, opened=True) for context, _ in pairs.pairs}
     return replace(pairs, pairs=tuple((turns[context], text.removeprefix(" ")) for context, text in pairs.pairs))
 
 

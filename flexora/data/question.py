@@ -56,7 +56,7 @@ class Pairs:
     Attributes:
         pairs: ``(context, continuation)`` for each choice; the model scores the continuation alone.
         answer: Index of the right pair.
-        closed: Whether the answer ends with the end-of-text token: so that a model learns to stop.
+        closed: Whether the model writes the answer itself: it ends with the end-of-text token, to teach it to stop.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -68,7 +68,11 @@ class Pairs:
             raise ValueError(f"answer {self.answer} is out of range for {len(self.pairs)} choices")
         for index, (_, continuation) in enumerate(self.pairs):
             if not continuation.strip():
-                raise ValueError(f"choice {index} is empty")
+                raise ValueError(f"{self.name_of(index)} is empty")
+
+    def name_of(self, index: int) -> str:
+        """What messages call a continuation."""
+        return "the answer" if len(self.pairs) == 1 else f"choice {index}"
 
     @property
     def right(self) -> str:

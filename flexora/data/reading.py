@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from datasets import Features, List, Value
 
 from flexora.data.batch import answer_tokens, packed_length
-from flexora.data.chat import Message, encode_conversation
-from flexora.data.encoding import EncodedQuestion, encode, tokenize
-from flexora.data.prompts import as_chat, with_examples
+from flexora.data.chat import Conversation, Message, encode_conversation, write_conversation
+from flexora.data.encoding import EncodedQuestion, encode, texts_of, tokenize
+from flexora.data.hygiene import text_key
+from flexora.data.prompts import as_chat, as_messages, with_examples
 from flexora.data.question import Pairs
 from flexora.data.sources import LINE, Row, as_row
 from flexora.errors import FlexoraError
@@ -74,6 +74,7 @@ def encode_rows(
     reader: Reader,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    room: int,
     chat: bool,
     examples: Examples,
     every_turn: bool,
@@ -88,6 +89,7 @@ def encode_rows(
         reader: Reads a row.
         tokenizer: The base model's tokenizer.
         max_length: Longest sequence in tokens.
+        room: Tokens that a prompt leaves to an answer that the model writes.
         chat: Whether contexts become turns of the chat template.
         examples: For each group of rows the solved examples before each context.
         every_turn: Whether all turns of the assistant are scored, or the last alone.
@@ -99,28 +101,29 @@ def encode_rows(
     """
     names = list(batch)
     rows = [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    readings: list[Reading | str] = []
+    found: list[tuple[Reading, Pairs | Conversation] | str] = []
     for row in rows:
         try:
             reading = read_row(row, fields, reader)
             _require_encodable(reading)
-            pairs = with_shots(reading, examples)
-            readings.append(replace(reading, pairs=as_chat(pairs, tokenizer) if chat and pairs else pairs))
+            found.append((reading, _written(reading, tokenizer, examples, chat=chat, every_turn=every_turn)))
         except MALFORMED as error:
-            readings.append(_reason(error))
-    tokens = tokenize([read.pairs for read in readings if isinstance(read, Reading) and read.pairs], tokenizer)
+            found.append(_reason(error))
+    written = [one[1] for one in found if not isinstance(one, str)]
+    texts = (one.texts() if isinstance(one, Conversation) else texts_of(one, tokenizer) for one in written)
+    tokens = tokenize(chain.from_iterable(texts), tokenizer)
     columns: dict[str, list[Any]] = {name: [] for name in EMPTY}
-    for row, index, read in zip(rows, indices, readings, strict=True):
-        encoded = EMPTY | {"problem": read}
-        if isinstance(read, Reading):
+    for row, index, one in zip(rows, indices, found, strict=True):
+        encoded = EMPTY | {"problem": one}
+        if not isinstance(one, str):
+            reading, text = one
             try:
-                question = (
-                    encode(read.pairs, tokenizer, max_length, tokens)
-                    if read.pairs
-                    else encode_conversation(read.messages, tokenizer, max_length, every_turn=every_turn)
-                )
+                if isinstance(text, Conversation):
+                    question = encode_conversation(text, tokens, max_length, room)
+                else:
+                    question = encode(text, tokenizer, max_length, tokens, room)
                 encoded = {**question, **_facts(question), "problem": ""}
-                encoded |= {"asked": text_key(read.asked), "said": text_key(read.said)}
+                encoded |= {"asked": text_key(reading.asked), "said": text_key(reading.said)}
             except ValueError as error:
                 encoded = EMPTY | {"problem": _reason(error)}
         encoded["line"] = row.get(LINE, index + 1)
@@ -129,8 +132,27 @@ def encode_rows(
     return columns
 
 
+def _written(
+    reading: Reading, tokenizer: PreTrainedTokenizerBase, examples: Examples, *, chat: bool, every_turn: bool
+) -> Pairs | Conversation:
+    """What the model reads of a row: behind its examples, and by the chat template where there is one.
+
+    An answer that the model writes itself becomes a turn, which ends as the template ends turns; choices are only
+    compared, and end with themselves.
+    """
+    pairs, messages = with_shots(reading, examples), list(reading.messages)
+    if pairs is not None:
+        if not chat:
+            return pairs
+        if not pairs.closed:
+            return as_chat(pairs, tokenizer)
+        ((asked, answer),) = pairs.pairs
+        messages = as_messages(asked, answer)
+    return write_conversation(messages, tokenizer, every_turn=every_turn)
+
+
 EMPTY: dict[str, Any] = {
-    **EncodedQuestion(sequences=[], starts=[], chars=[], answer=0, unscored=[]),
+    **EncodedQuestion(sequences=[], starts=[], chars=[], answer=0, unscored=[], cut=0),
     **{"length": 0, "packed_length": 0, "answer_tokens": 0, "line": 0, "asked": "", "said": "", "problem": ""},
 }
 
@@ -200,15 +222,10 @@ FEATURES = Features(
     starts=List(Value("int32")),
     chars=List(Value("int32")),
     unscored=List(Value("int32")),
-    **{name: Value("int32") for name in ("answer", "length", "packed_length", "answer_tokens")},
+    **{name: Value("int32") for name in ("answer", "cut", "length", "packed_length", "answer_tokens")},
     line=Value("int64"),
     **{name: Value("string") for name in ("asked", "said", "problem")},
 )
-
-
-def text_key(text: str) -> str:
-    """Hash of a text without case, punctuation and spacing."""
-    return hashlib.sha256(" ".join(re.findall(r"\w+", text.lower())).encode()).hexdigest()[:16]
 
 
 def _require_encodable(reading: Reading) -> None:

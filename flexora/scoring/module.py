@@ -77,7 +77,7 @@ class ScoreModule(L.LightningModule):
     def _answer(self, batch: PromptBatch) -> None:
         assert self.model is not None
         data = cast("GenerativeDataModule", self.data)
-        texts = generate(self.model, data.tokenizer, batch["prompts"], data.max_new_tokens, data.stop)
+        texts = generate(self.model, data.tokenizer, batch["prompts"], data.max_new_tokens, data.stops)
         self.generated |= zip(batch["rows"].tolist(), texts, strict=True)
 
 

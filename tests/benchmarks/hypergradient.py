@@ -107,6 +107,7 @@ class Bench:
                 chars=[ANSWER],
                 answer=0,
                 unscored=[],
+                cut=0,
             )
             for _ in range(rows or self.rows)
         ]

@@ -13,7 +13,9 @@ from flexora.data.encoding import EncodedQuestion
 
 def encoded(answer: int, *choices: tuple[list[int], int]) -> EncodedQuestion:
     sequences, starts = [list(ids) for ids, _ in choices], [start for _, start in choices]
-    return EncodedQuestion(sequences=sequences, starts=starts, chars=[1] * len(choices), answer=answer, unscored=[])
+    return EncodedQuestion(
+        sequences=sequences, starts=starts, chars=[1] * len(choices), answer=answer, unscored=[], cut=0
+    )
 
 
 def random_question(rng: random.Random) -> EncodedQuestion:

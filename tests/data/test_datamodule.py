@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import flexora.data.encoded as module
 from flexora.backbone.loading import Backbone
 from flexora.data import reading
 from flexora.data.arc import ArcEasy
-from flexora.data.fingerprint import code_fingerprint
+from flexora.data.fingerprint import code_fingerprint, rows_fingerprint
 from flexora.errors import FlexoraError
 from tests.tiny import byte_tokenizer, write_jsonl
 
@@ -153,6 +154,7 @@ def test_code_fingerprint_follows_the_file(tmp_path: Path, monkeypatch: pytest.M
     assert code_fingerprint(function) == before != code_fingerprint(function, make_nothing)
     file.write_text("def question(row): return 2 * row")
     assert code_fingerprint(function) != before
+    assert code_fingerprint(partial(make_nothing, read=function)) == code_fingerprint(make_nothing, file)
     assert code_fingerprint(dict) == code_fingerprint()  # no file, nothing to follow
 
 
@@ -167,6 +169,12 @@ def test_the_fingerprint_is_that_of_the_rows_not_of_their_place(make: Make, tmp_
     for split in ("train", "test"):
         shutil.copy(Path(first.source) / f"{split}.jsonl", moved)
     assert make(source=str(moved)).fingerprint == first.fingerprint
+
+
+def test_the_fingerprint_knows_what_is_scored(make: Make) -> None:
+    rows = make().train_set
+    unscored = rows.map(lambda row: {"unscored": [row["starts"][0]]})
+    assert rows_fingerprint(unscored) != rows_fingerprint(rows)
 
 
 def test_an_evaluation_needs_no_training_rows(make: Make, tmp_path: Path) -> None:

@@ -85,6 +85,16 @@ def test_spaces_at_the_end_of_a_context_move_to_the_continuation() -> None:
     assert encoded["chars"] == [3, 2]
 
 
+@pytest.mark.parametrize(("context", "answer"), [("a:  ", "bc"), ("ab", "ca"), ("ab ", " c")])
+def test_an_answer_to_be_written_follows_the_tokens_of_its_prompt_alone(context: str, answer: str) -> None:
+    """Merges across the border are left out: a model that is to write the answer is given the prompt alone."""
+    tokenizer = merging_tokenizer("b c", "Ġ b", "Ġ Ġ", begin=True)
+    encoded = encode(Pairs(((context, answer),), 0, closed=True), tokenizer, 64)
+    (ids,), (start,) = encoded["sequences"], encoded["starts"]
+    assert ids[:start] == tokenizer.encode(context)
+    assert ids[start:] == [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+
+
 @pytest.mark.parametrize("context", ["", "  "])
 @pytest.mark.parametrize(("bos", "first"), [("<bos>", 256), (None, 257)], ids=["bos", "eos alone"])
 def test_one_token_stands_before_an_answer_without_context(context: str, bos: str | None, first: int) -> None:

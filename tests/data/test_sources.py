@@ -14,7 +14,11 @@ import datasets
 import pytest
 
 from flexora.backbone.loading import Backbone
+from flexora.data import sources
 from flexora.data.arc import ArcEasy
+from flexora.data.benchmarks import Mmlu
+from flexora.data.datamodule import AnswerDataModule
+from flexora.data.own import JsonlInstruction
 from flexora.data.sources import LINE, as_row, load_files
 from flexora.errors import FlexoraError
 from tests.tiny import arc_row, write_jsonl
@@ -126,6 +130,32 @@ def test_parquet_without_rows_or_without_an_end(tmp_path: Path) -> None:
     datasets.Dataset.from_list(ROWS).to_parquet(tmp_path / "test.parquet")
     (tmp_path / "test.parquet").write_bytes((tmp_path / "test.parquet").read_bytes()[:200])
     assert "cannot read" in refusal(lambda: load_files(tmp_path, "test"))
+
+
+@pytest.mark.parametrize(
+    ("data", "asked", "advice"),
+    [
+        (ArcEasy(), ("allenai/ai2_arc", "ARC-Easy", "train"), "use source: packaged or a folder of files"),
+        (Mmlu(), ("cais/mmlu", "all", "dev"), "use a folder of files"),
+        (Mmlu(source="hub:my/mmlu/all"), ("my/mmlu", "all", "dev"), "use a folder of files"),
+        (JsonlInstruction(source="hub:my/rows"), ("my/rows", "train"), "cut one with data.test_rows, or use a folder"),
+    ],
+    ids=["a benchmark", "another name of a split", "a copy of it", "rows of one's own"],
+)
+def test_what_is_asked_of_the_hub(
+    data: AnswerDataModule, asked: tuple[str, ...], advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, ...]] = []
+
+    def load(*names: str, split: str) -> datasets.Dataset:
+        calls.append((*names, split))
+        raise ConnectionError("no way\nthere")
+
+    monkeypatch.setattr(sources, "load_dataset", load)
+    message = refusal(lambda: data.raw("train"))
+    assert calls == [asked]
+    assert message.startswith(f"data.source: cannot load {'/'.join(asked[:-1])} [{asked[-1]}] from the hub: no way; ")
+    assert advice in message
 
 
 def without(*path: Any) -> Callable[[dict[str, Any]], object]:

@@ -119,7 +119,9 @@ def test_random_questions() -> None:
                 choices.append((own + rng.choices(range(2), k=rng.randint(1, 4)), len(own)))
             sequences, starts = map(list, zip(*choices, strict=True))
             encoded.append(
-                EncodedQuestion(sequences=sequences, starts=starts, chars=[1] * len(choices), answer=0, unscored=[])
+                EncodedQuestion(
+                    sequences=sequences, starts=starts, chars=[1] * len(choices), answer=0, unscored=[], cut=0
+                )
             )
         batch = collate(encoded, range(len(encoded)), pad_token=257, all_choices=True)
         with torch.no_grad():

@@ -86,7 +86,9 @@ def random_batch(seed: int, rows: int = 3) -> Batch:
     for _ in range(rows):
         context, answer = (int(torch.randint(3, 7, (), generator=generator)) for _ in range(2))
         tokens = torch.randint(0, 256, (context + answer,), generator=generator).tolist()
-        questions.append(EncodedQuestion(sequences=[tokens], starts=[context], chars=[answer], answer=0, unscored=[]))
+        questions.append(
+            EncodedQuestion(sequences=[tokens], starts=[context], chars=[answer], answer=0, unscored=[], cut=0)
+        )
     return collate(questions, list(range(rows)), 257, all_choices=False)
 
 
