@@ -207,15 +207,11 @@ class JsonlInstruction(OwnRows, GenerativeDataModule):
         self,
         *args: Any,
         messages: bool = False,
-        separator: str | None = "\n",
+        separator: str = "\n",
         exact_match: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if separator is None:  # what YAML makes of a word that begins with #
-            raise FlexoraError(
-                "data.separator: nothing was read; where it begins with #, write it in the recipe, in quotes"
-            )
         self.messages = messages
         self.separator = separator
         literal = separator.replace("{", "{{").replace("}", "}}")

@@ -221,13 +221,6 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> No
         JsonlInstruction(model, source=str(tmp_path), messages=True).rows("train")
 
 
-def test_a_separator_that_yaml_took_for_a_comment() -> None:
-    with pytest.raises(
-        FlexoraError, match=r"data\.separator: nothing was read; where it begins with #, write it in the recipe"
-    ):
-        JsonlInstruction(separator=None)
-
-
 @pytest.mark.parametrize("field", ["objective", "validation_objective"])
 def test_free_answers_have_no_choices_to_contrast(field: str) -> None:
     with pytest.raises(FlexoraError, match=r"data\.objective: choices needs rows with choices"):
