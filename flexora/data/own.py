@@ -110,6 +110,12 @@ def choice_index(answer: Any, choices: Sequence[str], first: int) -> int:
     raise ValueError(f"answer {answer!r} is neither a choice, nor its letter, nor its number")
 
 
+def _require_text(name: str, text: object) -> None:
+    """Refuse what a command line makes of a text that begins with #: a YAML comment, and so nothing."""
+    if not isinstance(text, str):
+        raise FlexoraError(f"data.{name}: {text} is no text; where it begins with #, write it in the recipe, in quotes")
+
+
 def _own_question(row: Row, columns: Columns, first: int) -> Question:
     prompt, choices = pick(row, "prompt", columns), choices_of(pick(row, "choices", columns))
     return Question(prompt, choices, choice_index(pick(row, "answer", columns), choices, first))
@@ -143,6 +149,7 @@ class JsonlMultipleChoice(OwnRows, MultipleChoiceDataModule):
             ("template", template, {"stem": ""}),
             ("letters_template", letters_template, {"stem": "", "options": ""}),
         ):
+            _require_text(name, text)
             try:
                 text.format(**places)
             except (AttributeError, IndexError, KeyError, ValueError) as error:
@@ -212,6 +219,7 @@ class JsonlInstruction(OwnRows, GenerativeDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        _require_text("separator", separator)
         self.messages = messages
         self.separator = separator
         literal = separator.replace("{", "{{").replace("}", "}}")

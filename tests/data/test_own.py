@@ -13,7 +13,8 @@ from flexora.backbone.loading import Backbone
 from flexora.data.batch import collate
 from flexora.data.own import JsonlInstruction, JsonlMultipleChoice, choice_index
 from flexora.errors import FlexoraError
-from tests.tiny import CHAT_TEMPLATE, save_model, write_jsonl
+from flexora.verbs.finetune import main
+from tests.tiny import CHAT_TEMPLATE, recipe_text, save_model, write_jsonl
 
 CHOICES = ["red", "green", "A"]
 
@@ -219,6 +220,14 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> No
     write_jsonl(tmp_path / "train.jsonl", [{"messages": turns("a", "b", "c", "d")}])
     with pytest.raises(FlexoraError, match="the chat template writes turns in another way once others follow"):
         JsonlInstruction(model, source=str(tmp_path), messages=True).rows("train")
+
+
+def test_a_text_that_yaml_took_for_a_comment(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe_text(tiny_models["llama"], tmp_path, tmp_path / "run"))
+    own = ["--data=JsonlInstruction", f"--data.source={tmp_path}"]
+    with pytest.raises(FlexoraError, match=r"data\.separator: None is no text; where it begins with #, write it"):
+        main(["--config", str(file), "--finetune.selection=all", *own, "--data.separator=### R:"])
 
 
 @pytest.mark.parametrize("field", ["objective", "validation_objective"])
