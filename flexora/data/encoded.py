@@ -17,7 +17,7 @@ from flexora.data.fingerprint import code_fingerprint
 from flexora.data.hygiene import tell_cut, usable_rows
 from flexora.data.prompts import require_chat_template
 from flexora.data.reading import FEATURES, Examples, Reader, encode_rows, example_rows, read_row, said_keys
-from flexora.data.sources import HUB_PREFIX, Row, Source, Split
+from flexora.data.sources import HUB_PREFIX, LINE, Row, Source, Split
 from flexora.errors import FlexoraError
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         """Find out without loading a row whether a local source can be read.
 
         Raises:
-            FlexoraError: If the folder or the wheel is missing.
+            FlexoraError: If the folder or the wheel is missing, or the wheel has no rows of the benchmark.
         """
         if self.source == "packaged":
             self.benchmark.require_packaged()
@@ -208,7 +208,8 @@ class EncodedDataModule(L.LightningDataModule, ABC):
             features=FEATURES,
             desc=f"Encoding {place}",
         )
-        usable = usable_rows(encoded, place, self.unit, skip=self.bad_rows == "skip")
+        unit = "line" if LINE in raw.column_names else self.unit  # new rows come from a file, whatever the source
+        usable = usable_rows(encoded, place, unit, skip=self.bad_rows == "skip")
         tell_cut(usable, place, self.max_length)
         return usable
 

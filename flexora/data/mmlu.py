@@ -11,7 +11,8 @@ from flexora.data.sources import Row, Source
 
 
 def _with_subject(row: Row, read: Reader) -> Reading:
-    subject = row["subject"]
+    if (subject := row.get("subject")) is None:
+        raise ValueError("field subject is missing")
     title = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}."
     reading = read(row)
     return Reading(reading.pairs, reading.asked, reading.said, group=subject, description=title)
@@ -44,3 +45,7 @@ class Mmlu(MultipleChoiceDataModule):
     def reader(self) -> Reader:
         """Reads a row with its subject."""
         return partial(_with_subject, read=super().reader())
+
+    def new_reader(self) -> Reader:
+        """Reads a new row, ``prompt``, ``choices`` and ``subject``, which has solved examples of its own."""
+        return partial(_with_subject, read=super().new_reader())

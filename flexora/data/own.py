@@ -77,6 +77,20 @@ class OwnRows(AnswerDataModule):
         """Whether there is a reported split."""
         return self.test_rows is not None or super().has_reported_rows()
 
+    def new_reader(self) -> Reader:
+        """Reads a new row, whose columns may have the names of the own rows too."""
+        return partial(_read_renamed, columns=self.columns, read=super().new_reader())
+
+
+def renamed(row: Row, columns: Columns) -> Row:
+    """The row with the fields' names for the mapped columns that it has."""
+    mapped = {field for field, names in columns.items() if (names if isinstance(names, str) else names[0]) in row}
+    return {**row, **{field: pick(row, field, columns) for field in mapped}}
+
+
+def _read_renamed(row: Row, columns: Columns, read: Reader) -> Reading:
+    return read(renamed(row, columns))
+
 
 def pick(row: Row, field: str, columns: Columns) -> Any:
     """A field of a row.
@@ -220,6 +234,8 @@ class JsonlInstruction(OwnRows, GenerativeDataModule):
     ) -> None:
         super().__init__(*args, **kwargs)
         _require_text("separator", separator)
+        if messages and self.num_fewshot:
+            raise FlexoraError("data.num_fewshot: chats take no solved examples; leave it at 0")
         self.messages = messages
         self.separator = separator
         literal = separator.replace("{", "{{").replace("}", "}}")
@@ -237,7 +253,9 @@ class JsonlInstruction(OwnRows, GenerativeDataModule):
 
     def new_reader(self) -> Reader:
         """Reads a new row: a ``prompt``, or ``messages`` that the assistant is to answer."""
-        return _new_conversation if self.messages else super().new_reader()
+        if self.messages:
+            return partial(_read_renamed, columns=self.columns, read=_new_conversation)
+        return super().new_reader()
 
     @property
     def generates(self) -> bool:

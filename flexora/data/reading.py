@@ -171,7 +171,7 @@ def example_rows(
         reported: Keys of what the reported rows say; none of these may stand solved before itself.
 
     Raises:
-        FlexoraError: If a group has fewer, or the rows are chats.
+        FlexoraError: If a group has fewer.
     """
     chosen: list[Row] = []
     found: dict[str, int] = {}
@@ -181,8 +181,6 @@ def example_rows(
             reading = read_row(row, fields, reader)
         except MALFORMED:
             continue
-        if reading.pairs is None:
-            raise FlexoraError("data.num_fewshot: chats take no solved examples; leave it at 0")
         if text_key(reading.said) in reported:
             continue
         if found.setdefault(reading.group, 0) < count:

@@ -143,11 +143,15 @@ def load_files(folder: Path, split: Split) -> Dataset:
     raise FlexoraError(f"data.source: {folder} has no {split}.jsonl or {split}.parquet; add the file")
 
 
-def load_lines(file: Path) -> Dataset:
+def load_lines(file: Path, option: str = "data.source") -> Dataset:
     """Load the lines of a JSON-lines file as they are, with their numbers; :func:`as_row` reads one.
 
     ``datasets`` would make them columns of one type each: a field that is a number here and text there fails the whole
     file, and names no line.
+
+    Args:
+        file: The file.
+        option: The option that names it, for messages.
 
     Raises:
         FlexoraError: If the file cannot be read or holds no row.
@@ -155,11 +159,11 @@ def load_lines(file: Path) -> Dataset:
     try:
         with file.open("rb") as lines:
             if not any(line.strip() for line in lines):
-                raise FlexoraError(f"data.source: {file} holds no row; add rows or name another file")
+                raise FlexoraError(f"{option}: {file} holds no row; add rows or name another file")
             lines.seek(0)
             arguments = {"file": str(file), "content": hashlib.file_digest(lines, "sha256").hexdigest()}
     except OSError as error:
-        raise FlexoraError(f"data.source: cannot read {file}: {error}; name another file") from error
+        raise FlexoraError(f"{option}: cannot read {file}: {error}; name another file") from error
     features = Features({LINE: Value("int64"), TEXT: Value("binary")})
     return _generated(_lines, {**arguments, "code": code_fingerprint(_lines)}, features=features)
 
