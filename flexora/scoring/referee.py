@@ -65,12 +65,12 @@ def require_referee(data: AnswerDataModule, backbone: Backbone) -> None:
 
 
 def harness_model(
-    data: MultipleChoiceDataModule, backbone: Backbone, adapter: Path | None, device: str = "cpu", batch_size: int = 8
+    data: AnswerDataModule, backbone: Backbone, adapter: Path | None, device: str = "cpu", batch_size: int = 8
 ) -> Any:
     """The harness's own model class, which loads base and adapter by itself.
 
     Args:
-        data: The benchmark, for the longest sequence.
+        data: The benchmark or mixture, for the longest sequence.
         backbone: The base model.
         adapter: A PEFT folder, or none.
         device: Where it computes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,6 @@ from flexora.runfolder import RunFolder
 
 #: Phase that trains the adapter of an arm; any other arm but the base is a PEFT folder.
 PHASE_OF_ARM = {"flexora": "finetune", "lora": "lora"}
-
-
-def require_arms(arms: Sequence[str]) -> None:
-    """Make sure that every arm is known or a folder, before anything is trained for it.
-
-    Raises:
-        FlexoraError: Naming the first that is neither.
-    """
-    for arm in arms:
-        if arm != "base" and arm not in PHASE_OF_ARM and not Path(arm).expanduser().is_dir():
-            known = ", ".join(["base", *PHASE_OF_ARM])
-            raise FlexoraError(f"evaluate.arms: {arm} is neither one of {known} nor the folder of an adapter; mend it")
 
 
 def fingerprints(folder: RunFolder, arms: Iterable[str]) -> dict[str, str | None]:
@@ -46,49 +34,59 @@ def place_of(folder: RunFolder, arm: str) -> Path | None:
     return folder.adapter(PHASE_OF_ARM[arm]) if arm in PHASE_OF_ARM else Path(arm).expanduser()
 
 
-def adapter_of(folder: RunFolder, arm: str) -> Path | None:
-    """Folder of an arm's adapter; none for the base model.
+def adapter_of(folder: RunFolder, arm: str, data: dict[str, Any], option: str = "evaluate.arms") -> Path | None:
+    """Folder of an arm's adapter, trained with the prompts that it is to be scored with; none for the base model.
+
+    Args:
+        folder: The run's folder.
+        arm: The arm.
+        data: The data section of the recipe.
+        option: The option that names the arm, for messages.
 
     Raises:
-        FlexoraError: If there is no adapter in it.
+        FlexoraError: If there is no adapter in it, or it was trained with prompts of another style.
     """
     path = place_of(folder, arm)
-    if path is not None and not (path / "adapter_config.json").is_file():
-        raise FlexoraError(
-            f"evaluate.arms: {arm} has no adapter in {path}; run flexora run, or set --evaluate.arms or --adapter"
-        )
+    if path is None:
+        return None
+    if not (path / "adapter_config.json").is_file():
+        known = ", ".join(["base", *PHASE_OF_ARM])
+        remedy = "run flexora run first" if arm in PHASE_OF_ARM else f"name one of {known} or the folder of an adapter"
+        raise FlexoraError(f"{option}: {arm} has no adapter in {path}; {remedy}")
+    if (path.parent / "done.json").is_file():  # a run's own adapter: it is known what it was trained with
+        trained = json.loads((path.parent / "done.json").read_text()).get("data", {})
+        _require_same_prompts(arm, trained, {"class_path": data["class_path"], **data["init_args"]}, option)
     return path
 
 
-def require_same_prompts(arm: str, adapter: Path | None, data: dict[str, Any]) -> None:
-    """Make sure that an adapter is evaluated with prompts of the style it was trained with, where that is known.
-
-    Raises:
-        FlexoraError: If it is another one.
-    """
-    done = None if adapter is None else adapter.parent / "done.json"
-    if done is None or not done.is_file():
-        return
-    trained = json.loads(done.read_text()).get("data", {})
-    now = {"class_path": data["class_path"], **data["init_args"]}
+def _require_same_prompts(arm: str, trained: dict[str, Any], now: dict[str, Any], option: str) -> None:
     before, after = _style(trained), _style(now)
-    for name in before.keys() & after.keys():
-        if None not in (before[name], after[name]) and before[name] != after[name]:
+    if any(trained.get(name) != now.get(name) for name in ("class_path", "source")):
+        del before["columns"]  # other rows have columns of their own
+    for name, value in before.items():
+        if None not in (value, after.get(name)) and value != after[name]:
             raise FlexoraError(
-                f"evaluate.arms: {arm} was trained with data.{name} {before[name]}, but is to be scored with "
-                f"{after[name]}; give --data.{name} {before[name]}"
+                f"{option}: {arm} was trained with data.{name} {value}, but is to be scored with {after[name]}; set "
+                f"data.{name} to {value}, or take another adapter"
             )
 
 
 def _style(data: dict[str, Any]) -> dict[str, Any]:
-    """What decides the text of a prompt, in a data section."""
+    """What decides the text of a prompt, as far as a data section says it; None where it does not."""
     path = str(data.get("class_path"))
     module, _, name = path.rpartition(".")
     try:
         referee = getattr(getattr(import_module(module), name, None), "referee_style", None)
     except (ImportError, ValueError):  # a class of the user's own, which is not here
         referee = None
-    style = {"prompt_style": data.get("prompt_style") or referee, "messages": data.get("messages")}
-    style["chat_template"] = None if data.get("messages") else data.get("chat_template")
-    templates = {key: data[key] for key in ("separator", "template", "letters_template") if key in data}
-    return style | templates
+    prompt_style = data.get("prompt_style") or referee
+    template = "letters_template" if prompt_style == "letters" else "template"
+    chat = data.get("messages") or data.get("chat_template")  # rows with messages are chats whatever the setting says
+    return {
+        "prompt_style": prompt_style,
+        "messages": data.get("messages"),
+        "chat_template": chat,
+        "separator": None if chat else data.get("separator"),  # the chat template stands in its place
+        template: data.get(template),
+        "columns": data.get("columns") or {},
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
@@ -18,13 +18,15 @@ from flexora.scoring.module import ScoreModule, score
 from flexora.scoring.referee import compare, harness_model, harness_scores, require_referee
 from flexora.scoring.results import Results
 from flexora.scoring.samples import write_samples
-from flexora.verbs.arms import adapter_of, fingerprints, require_same_prompts
+from flexora.verbs.arms import adapter_of, fingerprints
 from flexora.verbs.phase import Recipe, lightning_cli, plain_errors
+from flexora.verbs.scored import asked_for, is_scored, require_same_rows
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
 
     from flexora.data.datamodule import AnswerDataModule
+    from flexora.data.multiple_choice import MultipleChoiceDataModule
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,26 +38,28 @@ def main(arguments: Sequence[str]) -> int:
     recipe = Recipe("evaluate", _long_form(arguments))
     recipe.require_precision("evaluate")
     folder = recipe.folder
-    adapters = {arm: adapter_of(folder, arm) for arm in recipe.sections["evaluate"]["arms"]}
+    if again := folder.is_done("evaluate") and not is_scored(recipe):
+        require_same_rows(recipe)
+    wanted = recipe.sections["evaluate"] = asked_for(recipe)
+    adapters = {arm: adapter_of(folder, arm, recipe.sections["data"]) for arm in wanted["arms"]}
     settings = recipe.settings("evaluate") | {"adapters": fingerprints(folder, adapters)}
+    cli = lightning_cli(
+        recipe,
+        "evaluate",
+        ScoreModule,
+        {"backbone": recipe.sections["backbone"]},
+        trainer={"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
+        callbacks=[],
+        folder=folder.root / "evaluate",
+    )
+    if wanted["referee"]:
+        require_referee(cli.datamodule, cli.model.backbone)
     with folder.locked():
-        folder.start("evaluate", settings)
-        folder.write_config("evaluate", recipe.text)
-        cli = lightning_cli(
-            recipe,
-            "evaluate",
-            ScoreModule,
-            {"backbone": recipe.sections["backbone"]},
-            trainer={"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
-            callbacks=[],
-            folder=folder.root / "evaluate",
-        )
-        wanted = recipe.sections["evaluate"]
-        if wanted["referee"]:
-            require_referee(cli.datamodule, cli.model.backbone)
-        for arm, adapter in adapters.items():
-            require_same_prompts(arm, adapter, recipe.sections["data"])
+        if not again:
+            folder.start("evaluate", settings)
         results, rows = _score(cli, adapters, folder.samples if wanted["samples"] else None)
+        folder.reopen("evaluate")  # not before: until now the old results are whole
+        folder.write_config("evaluate", recipe.text)
         results.write(folder.results)  # before the referee, so that nothing is lost with it
         if wanted["referee"]:
             _ask_referee(cli, adapters, rows, results)
@@ -122,10 +126,11 @@ def _score(cli: LightningCLI, adapters: dict[str, Path | None], samples: Path | 
 
 
 def _ask_referee(cli: LightningCLI, adapters: dict[str, Path | None], rows: Scores, results: Results) -> None:
-    """Have the harness score the same, and put how far it is into the results."""
-    for part, own, result in zip(cli.datamodule.parts, rows, results.parts or [results], strict=True):
-        for arm in result.arms:
-            cli.trainer.print(f"evaluate: the referee scores {arm.name} on {part.benchmark_name}")
-            device = str(cli.trainer.strategy.root_device)
-            model = harness_model(part, cli.model.backbone, adapters[arm.name], device)
-            arm.referee = compare(own[arm.name], harness_scores(part, model))
+    """Have the harness score the same, and put how far it is into the results; it loads each adapter once."""
+    data: AnswerDataModule = cli.datamodule
+    for place, (arm, adapter) in enumerate(adapters.items()):
+        model = harness_model(data, cli.model.backbone, adapter, str(cli.trainer.strategy.root_device))
+        for part, own, result in zip(data.parts, rows, results.parts or [results], strict=True):
+            cli.trainer.print(f"evaluate: the referee scores {arm} on {part.benchmark_name}")
+            scores = harness_scores(cast("MultipleChoiceDataModule", part), model)
+            result.arms[place].referee = compare(own[arm], scores)

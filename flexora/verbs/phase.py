@@ -100,9 +100,13 @@ class Recipe:
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
         self.parser: RecipeParser = recipe_parser(verb)
         self.namespace: Namespace = self.parser.parse_args(list(arguments))
-        self.text: str = self.parser.dump(self.namespace, skip_none=False)
-        self.sections: dict[str, Any] = yaml.safe_load(self.text)
+        self.sections: dict[str, Any] = yaml.safe_load(self.parser.dump(self.namespace, skip_none=False))
         self.folder = RunFolder(Path(self.sections["output_dir"]).expanduser())
+
+    @property
+    def text(self) -> str:
+        """All settings as YAML."""
+        return yaml.safe_dump(self.sections, sort_keys=False, allow_unicode=True)
 
     def data(self) -> dict[str, Any]:
         """The data section, completed by backbone and seed, as LightningCLI takes it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,14 @@ from rich.console import Console
 from flexora.data.batching import MicroBatch, token_batches
 from flexora.data.datamodule import loader
 from flexora.data.generative import GenerativeDataModule
+from flexora.data.own import OwnRows, renamed
 from flexora.data.rows import EncodedRows
 from flexora.data.sources import LINE, as_row, load_lines
 from flexora.errors import FlexoraError
 from flexora.files import write_atomically
 from flexora.scoring.accuracy import RowScore
 from flexora.scoring.module import ScoreModule
-from flexora.verbs.arms import adapter_of, require_arms, require_same_prompts
+from flexora.verbs.arms import adapter_of
 from flexora.verbs.phase import Recipe, lightning_cli, plain_errors
 
 if TYPE_CHECKING:
@@ -39,8 +41,8 @@ def main(arguments: Sequence[str]) -> int:
         prog="flexora predict",
         allow_abbrev=False,
         description="Answers for new rows, one JSON object a line: prompt and choices, or prompt alone, or messages, "
-        "as the recipe's data class reads them. Prompts are written in the style of the recipe. Other options are "
-        "those of flexora evaluate.",
+        "as the recipe's data class reads them; data.columns holds for them too. Prompts are written in the style of "
+        "the recipe. Other options are those of flexora evaluate.",
     )
     parser.add_argument("--rows", type=Path, required=True, help="the new rows")
     parser.add_argument("--adapter", default="flexora", help="flexora (default), lora, base, or a PEFT folder")
@@ -48,12 +50,10 @@ def main(arguments: Sequence[str]) -> int:
     own, rest = parser.parse_known_args(arguments)
     recipe = Recipe("evaluate", rest)
     recipe.require_precision("evaluate")
-    require_arms([own.adapter])
-    adapter = adapter_of(recipe.folder, own.adapter)
-    require_same_prompts(own.adapter, adapter, recipe.sections["data"])
+    adapter = adapter_of(recipe.folder, own.adapter, recipe.sections["data"], "--adapter")
+    raw = load_lines(own.rows, "--rows")
     output: Path = own.output or recipe.folder.root / "predictions.jsonl"
-    if output.exists():
-        raise FlexoraError(f"--output: {output} exists already; name another file")
+    _require_writable(output)
     cli = lightning_cli(
         recipe,
         "evaluate",
@@ -64,15 +64,14 @@ def main(arguments: Sequence[str]) -> int:
         folder=recipe.folder.root / "predict",
     )
     data: AnswerDataModule = cli.datamodule
-    raw = load_lines(own.rows)
     rows = data.encode(raw, str(own.rows), (), data.new_reader(), reported=True)
     generates = isinstance(data, GenerativeDataModule)
     cli.model.data = data
     with plain_errors():
         # Trainer.predict would put a batch sampler of its own in the place of ours.
         cli.trainer.test(cli.model, dataloaders=_loader(data, rows), verbose=False)
-    kept = set(rows["line"])
-    texts = {row[LINE]: as_row(row).get("choices", []) for row in raw if row[LINE] in kept}
+    kept, columns = set(rows["line"]), data.columns if isinstance(data, OwnRows) else {}
+    texts = {row[LINE]: renamed(as_row(row), columns).get("choices", []) for row in raw if row[LINE] in kept}
     answers = [
         {"line": line, "answer": cli.model.generated[index]}
         if generates
@@ -83,6 +82,21 @@ def main(arguments: Sequence[str]) -> int:
     write_atomically(output, "".join(lines))
     Console().print(f"{len(answers)} answers in {output}", soft_wrap=True)
     return 0
+
+
+def _require_writable(output: Path) -> None:
+    """Make sure, before hours of answers, that there is a place for them.
+
+    Raises:
+        FlexoraError: If the file exists, or its folder cannot be written to.
+    """
+    if output.exists():
+        raise FlexoraError(f"--output: {output} exists already; name another file")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output.parent).close()
+    except OSError as error:
+        raise FlexoraError(f"--output: cannot write to {output.parent}: {error.strerror}; name another file") from error
 
 
 def _loader(data: AnswerDataModule, rows: Dataset) -> Any:

@@ -15,11 +15,11 @@ from rich.console import Console
 from flexora.backbone.limits import Phase
 from flexora.report.html import write_report
 from flexora.report.terminal import gate_bars, results_table
-from flexora.runfolder import RunFolder
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
-from flexora.verbs.arms import fingerprints, require_arms
+from flexora.verbs.checks import checks
 from flexora.verbs.phase import Recipe
+from flexora.verbs.scored import is_scored, require_same_rows
 
 
 @dataclass(frozen=True)
@@ -53,25 +53,23 @@ def main(arguments: Sequence[str]) -> int:
     recipe = Recipe("run", arguments)
     console, folder = Console(), recipe.folder
     arms = recipe.sections["evaluate"]["arms"]
-    recipe.require_end()
-    recipe.require_one_device("finetune")
-    recipe.require_one_device("evaluate")
-    require_arms(arms)  # before hours of training
     steps = steps_of(arms, searches=recipe.sections["finetune"]["selection"] is None)
     for step in steps:
         _require_same(recipe, step)
-    waiting = [step for step in steps if not _is_done(folder, step, arms)]
+    waiting = [step for step in steps if not _is_done(recipe, step)]
     if not waiting:
         console.print(f"all done: {folder.root} holds the finished run", soft_wrap=True)
+    phases: list[Phase] = list(dict.fromkeys(step.verb for step in waiting))
+    for check in checks(recipe, phases, trains=phases != ["evaluate"]) if waiting else ():
+        check()  # before hours of training
     for step in steps:
-        if _is_done(folder, step, arms):
+        if _is_done(recipe, step):
             _require_same(recipe, step)  # once more: a search that was done again may have chosen other layers
             console.print(f"[bold]{step.name}[/bold]: done already")
             continue
         console.rule(f"[bold]{step.name}")
         if folder.is_done(step.name):
-            console.print("the adapters have changed since they were scored: scoring them again")
-            folder.reopen(step.name)
+            console.print("adapters have changed since they were scored, or more is asked for: scoring them again")
         status = _call([sys.executable, "-m", "flexora", step.verb, *arguments, *step.flags])
         if status:
             console.print(f"run: stopped in {step.name} with status {status}; the same command continues there")
@@ -87,15 +85,16 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _is_done(folder: RunFolder, step: Step, arms: Sequence[str]) -> bool:
-    """Whether a step is finished; an evaluation is only while the adapters are those that it scored."""
-    if not folder.is_done(step.name):
-        return False
-    return step.name != "evaluate" or folder.settings("evaluate").get("adapters") == fingerprints(folder, arms)
+def _is_done(recipe: Recipe, step: Step) -> bool:
+    """Whether a step is finished; an evaluation only while it has what is asked for."""
+    return is_scored(recipe) if step.name == "evaluate" else recipe.folder.is_done(step.name)
 
 
 def _require_same(recipe: Recipe, step: Step) -> None:
     if not recipe.folder.is_done(step.name):
+        return
+    if step.name == "evaluate":
+        require_same_rows(recipe)
         return
     settings = recipe.settings(step.verb)
     if step.name == "finetune" and recipe.folder.selection.is_file() and settings["finetune"]["selection"] is None:

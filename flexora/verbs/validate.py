@@ -7,9 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from lightning.pytorch.cli import LightningCLI
+from typing import Any, get_args
 
 from flexora.backbone.gguf import PACKAGED_PREFIX, require_packaged
 from flexora.backbone.limits import Phase
@@ -18,11 +16,11 @@ from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
 from flexora.recipe import recipe_parser
 from flexora.recipes import find_recipe, load_sections
-from flexora.scoring.module import ScoreModule
 from flexora.search.module import SearchModule
 from flexora.search.selection import resolve_selection
-from flexora.verbs.arms import require_arms
-from flexora.verbs.phase import Recipe, lightning_cli
+from flexora.verbs.arms import PHASE_OF_ARM
+from flexora.verbs.checks import build, checks
+from flexora.verbs.phase import Recipe
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -112,48 +110,29 @@ def _wrong_references(path: Path) -> Iterator[str]:
     recipe = Recipe("validate", ["--config", str(path)])
     architectures: list[Architecture] = []
     found = list(_attempt(_find_architecture, Backbone(**recipe.sections["backbone"]), architectures))
-    phases: tuple[tuple[Phase, type[Any], dict[str, Any]], ...] = (
-        ("search", SearchModule, recipe.module("search")),
-        ("finetune", FinetuneModule, recipe.module("finetune") | {"selection": "all"}),
-        ("evaluate", ScoreModule, {"backbone": recipe.sections["backbone"]}),
-    )
-    found += _attempt(recipe.require_end)
-    found += _attempt(require_arms, recipe.sections["evaluate"]["arms"])
-    for phase, module_class, module in phases:
-        found += _attempt(recipe.require_precision, phase)
-        found += _attempt(recipe.require_one_device, phase) if phase != "search" else []
-        found += _attempt(_check_phase, recipe, phase, module_class, module, architectures)
+    # Without an arm to train, a recipe may be one for flexora evaluate alone.
+    trains = not PHASE_OF_ARM.keys().isdisjoint(recipe.sections["evaluate"]["arms"])
+    for check in checks(recipe, get_args(Phase), trains=trains):
+        found += _attempt(check)
+    found += _attempt(_check_search, recipe, architectures)
+    found += _attempt(build, recipe, "finetune", FinetuneModule, recipe.module("finetune") | {"selection": "all"})
     for architecture in architectures:
         found += _attempt(_check_selection, recipe, architecture)
     yield from dict.fromkeys(found)  # the phases share data and backbone, and so their problems
 
 
-def _check_phase(
-    recipe: Recipe, phase: Phase, module_class: type[Any], module: dict[str, Any], architectures: list[Architecture]
-) -> None:
-    """Build module and data of a phase, which load nothing yet, and ask them."""
-    cli = lightning_cli(recipe, phase, module_class, module, {}, [], recipe.folder.root / phase, cli_class=_NoTrainer)
-    cli.config_init["data"].check_source()
-    if phase == "search":
-        for architecture in architectures:
-            projections = architecture.family.expand(recipe.sections["adapter"].get("target_modules"))
-            search = cli.config_init["model"]
-            units = search.units_of(architecture.num_layers, projections)
-            search.rule([0.0] * len(units), [1] * len(units))
+def _check_search(recipe: Recipe, architectures: list[Architecture]) -> None:
+    search = build(recipe, "search", SearchModule, recipe.module("search")).model
+    for architecture in architectures:
+        projections = architecture.family.expand(recipe.sections["adapter"].get("target_modules"))
+        units = search.units_of(architecture.num_layers, projections)
+        search.rule([0.0] * len(units), [1] * len(units))
 
 
 def _check_selection(recipe: Recipe, architecture: Architecture) -> None:
     projections = architecture.family.expand(recipe.sections["adapter"].get("target_modules"))
     if (text := recipe.sections["finetune"]["selection"]) is not None:
         resolve_selection(text, architecture.name, architecture.num_layers, projections)
-
-
-class _NoTrainer(LightningCLI):
-    """Builds no trainer: its device may be on another machine."""
-
-    def instantiate_classes(self) -> None:
-        """Build module and data alone."""
-        self.config_init = self.parser.instantiate_classes(self.config)
 
 
 def _find_architecture(backbone: Backbone, found: list[Architecture]) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from flexora.backbone.loading import Backbone
 from flexora.cli import main
+from flexora.data.datamodule import AnswerDataModule
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
 from tests.data.test_mixture import commonsense_folder
@@ -96,7 +98,7 @@ def test_own_chats(own: Path, recipe: Recipe, tmp_path: Path, capfd: pytest.Capt
 
 
 def test_new_questions_are_answered_by_the_likeliest_choice(recipe: Recipe, tmp_path: Path) -> None:
-    rows = [{"prompt": "Which is oak?", "choices": ["oak", "elm"]}, {"prompt": "no choices"}]
+    rows: list[dict[str, Any]] = [{"prompt": "Which is oak?", "choices": ["oak", "elm"]}, {"prompt": "no choices"}]
     new = write_jsonl(tmp_path / "new.jsonl", rows)
     flags = ["--config", str(recipe()), "--rows", str(new), "--adapter=base"]
     assert main(["predict", *flags]) == 2
@@ -109,7 +111,19 @@ def test_new_questions_are_answered_by_the_likeliest_choice(recipe: Recipe, tmp_
     assert (answer["prediction"] == 0) == (first / 3 > second / 3)
 
 
-def test_a_mixture_is_reported_one_by_one_and_as_a_mean(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_mixture_is_reported_one_by_one_and_as_a_mean(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Path | None] = []
+
+    def load(data: AnswerDataModule, backbone: Backbone, adapter: Path | None, device: str) -> None:
+        loaded.append(adapter)
+
+    def uniform(data: AnswerDataModule, model: None) -> list[list[float]]:
+        return [[-1.0] * len(chars) for chars in data.reported_set["chars"]]
+
+    monkeypatch.setattr("flexora.verbs.evaluate.harness_model", load)
+    monkeypatch.setattr("flexora.verbs.evaluate.harness_scores", uniform)
     folder = commonsense_folder(tmp_path / "rows")
     config = data_section(
         recipe(),
@@ -117,9 +131,11 @@ def test_a_mixture_is_reported_one_by_one_and_as_a_mean(recipe: Recipe, tmp_path
     )
     assert main(["search", "--config", str(config)]) == 0
     assert main(["finetune", "--config", str(config)]) == 0
-    assert main(["evaluate", "--config", str(config), "--evaluate.arms=[base,flexora]"]) == 0
+    assert main(["evaluate", "--config", str(config), "--evaluate.arms=[base,flexora]", "--referee=lm-eval"]) == 0
     results = Results.read(tmp_path / "out" / "evaluate" / "results.json")
     assert len(results.parts) == 8
+    assert loaded == [None, tmp_path / "out" / "finetune" / "adapter"]  # once for an arm, not for each benchmark
+    assert all(arm.referee and arm.referee.rows == part.rows for part in results.parts for arm in part.arms)
     for arm, figures in enumerate(results.arms):
         own = [part.arms[arm].metrics[part.primary_metric].value for part in results.parts]
         assert figures.metrics["average"].value == pytest.approx(sum(own) / 8)
@@ -158,7 +174,8 @@ def test_a_referee_scores_the_same_rows(recipe: Recipe, tmp_path: Path, capfd: p
     assert main(["finetune", "--config", config, "--selection=0"]) == 0
     flags = ["--config", config, "--evaluate.arms=[base,flexora]", "--data.evaluate_rows=4"]
     capfd.readouterr()
-    assert main(["evaluate", *flags, "--referee", "lm-eval", "--data.chat_template=true"]) == 2
+    chat = ["--evaluate.arms=[base]", "--data.chat_template=true"]
+    assert main(["evaluate", *flags, "--referee", "lm-eval", *chat]) == 2
     assert "evaluate.referee: ArcEasy has no choices or a chat template" in capfd.readouterr().err
     assert main(["evaluate", *flags, "--referee=lm-eval"]) == 0
     arms = Results.read(tmp_path / "out" / "evaluate" / "results.json").arms

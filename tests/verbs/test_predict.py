@@ -1,0 +1,86 @@
+"""``flexora predict``: what it reads of new rows, and what it refuses before the model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexora.backbone.loading import Backbone
+from flexora.cli import main
+from flexora.data.datamodule import AnswerDataModule
+from flexora.data.mmlu import Mmlu
+from flexora.data.own import JsonlInstruction, JsonlMultipleChoice
+from flexora.data.sources import load_lines
+from tests.tiny import write_jsonl
+from tests.verbs.test_bad_input import failing
+from tests.verbs.test_data import data_section, read_lines
+
+CHAT = [{"role": "user", "content": "Say 3"}]
+
+
+@pytest.mark.parametrize(
+    ("data", "mapped", "row"),
+    [
+        (
+            JsonlMultipleChoice(columns={"prompt": "ask", "choices": "options"}),
+            {"ask": "Which?", "options": ["oak", "elm"]},
+            {"prompt": "Which?", "choices": ["oak", "elm"]},
+        ),
+        (JsonlInstruction(columns={"prompt": "ask"}), {"ask": "Say 3"}, {"prompt": "Say 3"}),
+        (JsonlInstruction(columns={"messages": "chat"}, messages=True), {"chat": CHAT}, {"messages": CHAT}),
+    ],
+    ids=["choices", "prompt", "messages"],
+)
+def test_new_rows_have_the_columns_of_the_own_rows_or_the_fields(
+    data: AnswerDataModule, mapped: dict[str, Any], row: dict[str, Any]
+) -> None:
+    assert data.new_reader()(mapped) == data.new_reader()(row)
+
+
+def test_a_mapped_choice_is_shown(recipe: Callable[..., Path], benchmark_folder: Path, tmp_path: Path) -> None:
+    config = data_section(
+        recipe(),
+        f"class_path: JsonlMultipleChoice\ninit_args: {{source: {benchmark_folder}, columns: {{choices: options}}}}",
+    )
+    new = write_jsonl(tmp_path / "new.jsonl", [{"prompt": "Which is oak?", "options": ["oak", "elm"]}])
+    assert main(["predict", "--config", str(config), "--rows", str(new), "--adapter=base"]) == 0
+    (answer,) = read_lines(tmp_path / "out" / "predictions.jsonl")
+    assert answer["choice"] == ["oak", "elm"][answer["prediction"]]
+
+
+def test_a_new_row_of_mmlu_is_asked_like_a_reported_one(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    row = {"choices": ["w", "x", "y", "z"], "subject": "law"}
+    write_jsonl(tmp_path / "train.jsonl", [{**row, "question": "L1", "answer": 2}])
+    write_jsonl(tmp_path / "test.jsonl", [{**row, "question": "L9", "answer": 0}])
+    new = load_lines(write_jsonl(tmp_path / "new.jsonl", [{**row, "prompt": "L9"}, {"prompt": "L9", "choices": ["w"]}]))
+    data = Mmlu(Backbone(str(tiny_models["llama"])), str(tmp_path), num_fewshot=1, bad_rows="skip")
+    answered = data.encode(new, "new", (), data.new_reader(), reported=True)
+    assert answered["line"] == [1]  # the other one names no subject
+    assert answered["sequences"] == data.reported_split_rows["sequences"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--rows=/does/not/exist"], "--rows: cannot read /does/not/exist"),
+        (["--adapter=flexra"], "--adapter: flexra has no adapter in flexra; name one of base, flexora, lora or"),
+        (["--output=/dev/null/said.jsonl"], "--output: cannot write to /dev/null: "),
+        (["--data.source=hub"], "line 1: choices is missing among prompt"),
+    ],
+    ids=["rows", "adapter", "output", "line"],
+)
+def test_predict_names_the_option_and_the_line(
+    flags: list[str],
+    expected: str,
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Backbone, "load_model", lambda self: pytest.fail("the model was loaded"))
+    new = write_jsonl(tmp_path / "new.jsonl", [{"prompt": "no choices"}])
+    line = failing(["predict", "--config", str(recipe()), f"--rows={new}", "--adapter=base", *flags], capfd)
+    assert expected in line

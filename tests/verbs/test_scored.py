@@ -1,0 +1,60 @@
+"""A finished evaluation may be asked for more: nothing is lost, and nothing is scored that is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig, get_peft_model
+
+from flexora.cli import main
+from flexora.errors import FlexoraError
+from flexora.scoring.results import Results
+from flexora.verbs.phase import Recipe
+from flexora.verbs.scored import asked_for, is_scored
+from tests.tiny import tiny_model
+from tests.verbs.test_bad_input import failing
+from tests.verbs.test_data import read_lines
+
+
+def test_a_finished_evaluation_may_be_asked_for_more(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    adapter, out = tmp_path / "adapter", tmp_path / "out" / "evaluate"
+    get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(adapter)
+    flags = ["--config", str(recipe()), "--evaluate.arms=[base]"]
+    more = ["evaluate", *flags, "--evaluate.samples=true"]
+    assert main(["evaluate", *flags]) == 0
+    assert "already holds a finished run" in failing(["evaluate", *flags], capfd)
+    assert "data.num_fewshot 0 -> 1" in failing([*more, "--data.num_fewshot=1"], capfd)
+
+    def fail(*_: object) -> None:
+        raise FlexoraError("no memory")
+
+    old = {file.name: file.read_text() for file in out.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr("flexora.verbs.evaluate.score", fail)
+        assert "no memory" in failing(more, capfd)
+    assert {file.name: file.read_text() for file in out.iterdir()} == old
+
+    assert main(more) == 0
+    assert {sample["arm"] for sample in read_lines(out / "samples.jsonl")} == {"base"}
+    assert (out / "results.json").read_text() == old["results.json"]
+    assert main(["evaluate", *flags[:2], f"--adapter={adapter}"]) == 0
+    assert [arm.name for arm in Results.read(out / "results.json").arms] == ["base", str(adapter)]
+    assert {sample["arm"] for sample in read_lines(out / "samples.jsonl")} == {"base", str(adapter)}
+    assert "samples: true" in (out / "config.yaml").read_text()
+
+    def asked(*others: str) -> Recipe:
+        return Recipe("run", [*flags, *others])
+
+    assert is_scored(asked())
+    assert is_scored(asked("--evaluate.samples=true"))
+    assert not is_scored(asked("--evaluate.referee=lm-eval"))
+    assert not is_scored(asked("--evaluate.arms=[base, lora]"))
+    assert asked_for(asked())["arms"] == ["base", str(adapter)]
+    with (adapter / "adapter_model.safetensors").open("ab") as file:
+        file.write(b" ")  # another adapter now
+    assert not is_scored(asked())
+    assert asked_for(asked())["arms"] == ["base"]
