@@ -14,6 +14,19 @@ NONE = "\N{EN DASH}"
 
 Cells = tuple[list[str], list[list[str]]]
 
+#: Headings of metrics that are not the share of right choices.
+_HEADINGS: dict[Metric, str] = {
+    "loss": "Loss",
+    "average": "Average accuracy",
+    "exact_match": "Exact match",
+    "flexible_match": "Flexible match",
+}
+
+
+def heading(results: Results) -> str:
+    """What the results are of, by their primary metric."""
+    return _HEADINGS.get(results.primary_metric, "Accuracy")
+
 
 def estimate(value: Estimate | None, sign: bool = False) -> str:
     """``0.612 ± 0.022``, with ``sign`` ``+0.122 ± 0.019``; a dash for None."""

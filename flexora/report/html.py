@@ -50,6 +50,7 @@ def write_report(run_dir: Path, title: str | None = None) -> Path:
         title=title or " · ".join(filter(None, (model, benchmark))),
         summary=summary.summary(run),
         caveats=summary.caveats(run),
+        heading=cells.heading(run.results) if run.results else None,
         results_title=cells.results_title(run.results) if run.results else None,
         results=cells.results_cells(run.results) if run.results else None,
         parts=[(cells.results_title(part), cells.results_cells(part)) for part in run.results.parts]

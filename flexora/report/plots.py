@@ -178,7 +178,8 @@ def accuracy_figure(results: Results) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.grid(visible=True, axis="x", color=FAINT, linewidth=0.8)
     axes.tick_params(axis="y", labelsize=10.5, labelcolor=INK)
-    unit = "nats per answer token" if results.primary_metric == "loss" else "share of right answers"
+    units = {"loss": "nats per answer token", "average": "mean share of right answers"}
+    unit = units.get(results.primary_metric, "share of right answers")
     label = f"{unit} on {rows_scored(results)} {results.split} rows, ± one standard error"
     axes.set_xlabel(label, color=INK, fontsize=LABEL, parse_math=False)
     return figure

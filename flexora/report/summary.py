@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from flexora.report.cells import estimate, rows_scored, signed
+from flexora.report.cells import estimate, heading, rows_scored, signed
 from flexora.report.run import History, Run
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
 from flexora.search.units import flatten
 
-_SPOKEN = {"lora": "plain LoRA", "base": "the base model"}
+_SPOKEN = {"lora": "plain LoRA", "base": "the base model", "average": "average accuracy"}
 _CLEAR = 2.0  # a difference of fewer standard errors is not called a gain or a loss
 
 
@@ -115,8 +115,8 @@ def _scores(results: Results, whose: str) -> str:
     others = [f"{_SPOKEN.get(name, name)} {score}" for name, score in scores.items()]
     others += [f"{_SPOKEN['base']} {base}"] if base else []
     if own is None:
-        return f"{where} {metric} is: {'; '.join(others) or 'not known'}."
-    text = f"{where} {whose} {metric} is {'; '.join([own, *others])}."
+        return f"{where} {_SPOKEN.get(metric, metric)} is: {'; '.join(others) or 'not known'}."
+    text = f"{where} {whose} {_SPOKEN.get(metric, metric)} is {'; '.join([own, *others])}."
     gain = next((arm.over_base for arm in results.arms if arm.name == "flexora"), None)
     if gain and metric in gain:
         text += f" Compared row by row with the base model, that is {estimate(gain[metric], sign=True)}."
@@ -175,15 +175,15 @@ def accuracy_finding(results: Results) -> str:
     metric = results.primary_metric
     gains = [(arm, arm.over_base[metric]) for arm in results.arms if arm.over_base and metric in arm.over_base]
     if not gains:
-        return f"Accuracy on {rows_scored(results)} {results.split} rows"
+        return f"{heading(results)} on {rows_scored(results)} {results.split} rows"
     arm, gain = next((pair for pair in gains if pair[0].name == "flexora"), None) or max(
         gains, key=lambda p: p[1].value
     )
     name = "Flexora" if arm.name == "flexora" else _SPOKEN.get(arm.name, arm.name)
     if abs(gain.value) <= _CLEAR * gain.stderr:
-        return f"{name} is level with the base model in {metric} ({estimate(gain, sign=True)})"
+        return f"{name} is level with the base model in {_SPOKEN.get(metric, metric)} ({estimate(gain, sign=True)})"
     size = estimate(gain.model_copy(update={"value": abs(gain.value)}))
     if metric == "loss":
         return f"{name} {'lowers' if gain.value < 0 else 'raises'} the base model's loss by {size}"
     verb = "gains" if gain.value > 0 else "loses"
-    return f"{name} {verb} {size} {metric} against the base model"
+    return f"{name} {verb} {size} {_SPOKEN.get(metric, metric)} against the base model"

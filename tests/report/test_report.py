@@ -12,11 +12,12 @@ import pytest
 from flexora.errors import FlexoraError
 from flexora.report.cells import estimate
 from flexora.report.html import write_report
-from flexora.report.plots import draw
+from flexora.report.plots import accuracy_figure, draw
 from flexora.report.run import Run
 from flexora.report.summary import accuracy_finding, spans, summary
-from flexora.scoring.results import Estimate, Results
+from flexora.scoring.results import Estimate, Metric, Results
 from flexora.search.selection import Selection
+from tests.report.conftest import ALPHA
 
 PICTURES = ("alpha", "gates", "loss", "accuracy")
 PIXELS = 1350  # 9 inches at 150 dpi
@@ -160,13 +161,12 @@ def test_plots_draw_one_step_and_no_movement(run_dir: Path, tmp_path: Path) -> N
 
 def test_module_gates_and_repeats(run_dir: Path, tmp_path: Path, selection: Selection) -> None:
     """A row and a bar for each chosen projection, a line for each repeat."""
-    assert selection.alpha is not None
     names = ["q_proj", "v_proj"]
     folded = selection.model_copy(
         update={
             "projections": names,
             "targets": {1: ["v_proj"], 2: names, 4: ["q_proj"]},
-            "alpha": [[value, -value] for value in selection.alpha],
+            "alpha": [[value, -value] for value in ALPHA],
             "gates": [[1.0, 1.0]] * 6,
             "stability": selection.stability and selection.stability.model_copy(update={"frequency": [[0.5, 0.5]] * 6}),
         }
@@ -189,6 +189,32 @@ def test_module_gates_and_repeats(run_dir: Path, tmp_path: Path, selection: Sele
         Run.read(run_dir)
 
 
+@pytest.mark.parametrize(
+    ("metric", "heading", "spoken", "unit"),
+    [
+        ("loss", "Loss", "loss", "nats per answer token"),
+        ("average", "Average accuracy", "average accuracy", "mean share of right answers"),
+        ("exact_match", "Exact match", "exact_match", "share of right answers"),
+    ],
+)
+def test_titles_name_the_metric(
+    metric: Metric, heading: str, spoken: str, unit: str, run_dir: Path, results: Results
+) -> None:
+    """Heading, summary, picture and caption are of the primary metric, with and without a base to compare with."""
+    alone = results.model_copy(update={"primary_metric": metric, "arms": results.arms[:1]})
+    alone.arms[0].metrics = {metric: Estimate(value=0.5, stderr=0.1)}
+    alone.write(run_dir / "evaluate" / "results.json")
+    page = page_of(run_dir)
+    assert f"<h2>{heading}</h2>" in page
+    assert f"{spoken} is: the base model 0.500" in page
+    assert accuracy_finding(alone) == f"{heading} on 500 of 2,376 test rows"
+    assert f"Each dot is an arm&#39;s {heading.lower()}, its bar" in page
+    assert accuracy_figure(alone).axes[0].get_xlabel().startswith(f"{unit} on 500")
+    both = alone.model_copy(update={"arms": [alone.arms[0], results.arms[2]]})
+    both.arms[1].over_base = {metric: Estimate(value=0.01, stderr=0.02)}
+    assert accuracy_finding(both).startswith(f"Flexora is level with the base model in {spoken} (")
+
+
 def test_words(results: Results) -> None:
     """Layer spans, signs, and what counts as a gain."""
     assert spans([0, 1, 5, 6, 7, 9]) == "0, 1, 5-7, 9"
@@ -198,4 +224,4 @@ def test_words(results: Results) -> None:
     results.arms[2].over_base = {"acc_norm": Estimate(value=-0.03, stderr=0.02)}
     assert "level" in accuracy_finding(results)
     results.arms.pop(2)
-    assert "acc_norm is: plain LoRA 0.620 ± 0.022; the base model 0.490" in summary(Run(None, None, results, None))
+    assert "acc_norm is: plain LoRA 0.620 ± 0.022; the base model 0.490" in summary(Run(None, None, results, {}))

@@ -14,6 +14,7 @@ from flexora.report.cells import results_cells
 from flexora.report.terminal import gate_bars, results_markdown, results_table
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
+from flexora.search.units import flatten
 
 TERMINAL = 80
 
@@ -28,14 +29,14 @@ def printed(renderable: RenderableType, width: int = TERMINAL, encoding: str = "
 
 def test_gate_bars_mark_exactly_the_chosen(selection: Selection) -> None:
     """Tick and full bar on the chosen layers only; lengths in proportion to the gates."""
-    assert selection.gates
+    gates = flatten(selection.gates or [])
     lines = printed(gate_bars(selection))[1:]
     assert [int(line.split()[0]) for line in lines] == list(range(6))
     assert [int(line.split()[0]) for line in lines if "✓" in line] == selection.layers
     assert [int(line.split()[0]) for line in lines if "█" in line] == selection.layers
-    assert all(f"{gate:.3f}" in line for gate, line in zip(selection.gates, lines, strict=True))
+    assert all(f"{gate:.3f}" in line for gate, line in zip(gates, lines, strict=True))
     lengths = [line.count("█") + line.count("░") for line in lines]
-    assert lengths == [round(max(lengths) * gate / max(selection.gates)) for gate in selection.gates]
+    assert lengths == [round(max(lengths) * gate / max(gates)) for gate in gates]
 
 
 @pytest.mark.parametrize("width", [40, TERMINAL, 200])
