@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from flexora.data.batching import permutation
 from flexora.data.chat import ASSISTANT, read_messages
+from flexora.data.columns import Columns, pick, renamed
 from flexora.data.datamodule import AnswerDataModule
 from flexora.data.generative import UNKNOWN, GenerativeDataModule
 from flexora.data.multiple_choice import MultipleChoiceDataModule, read_question
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from flexora.scoring.results import Metric
 
 Reported = Literal["test", "validation"]
-#: For a field its column, or several to be joined.
-Columns = Mapping[str, str | list[str]]
 
 
 class OwnRows(AnswerDataModule):
@@ -82,30 +81,8 @@ class OwnRows(AnswerDataModule):
         return partial(_read_renamed, columns=self.columns, read=super().new_reader())
 
 
-def renamed(row: Row, columns: Columns) -> Row:
-    """The row with the fields' names for the mapped columns that it has."""
-    mapped = {field for field, names in columns.items() if (names if isinstance(names, str) else names[0]) in row}
-    return {**row, **{field: pick(row, field, columns) for field in mapped}}
-
-
 def _read_renamed(row: Row, columns: Columns, read: Reader) -> Reading:
     return read(renamed(row, columns))
-
-
-def pick(row: Row, field: str, columns: Columns) -> Any:
-    """A field of a row.
-
-    Raises:
-        ValueError: If its column is missing, with the names of those that are there, or holds nothing.
-    """
-    names = columns.get(field, field)
-    first, *more = [names] if isinstance(names, str) else names
-    for name in (first, *more):
-        if name not in row:
-            raise ValueError(f"column {name} is missing among {', '.join(row)}; map it with data.columns.{field}")
-    if row[first] is None:
-        raise ValueError(f"column {first} holds nothing")
-    return "\n\n".join([row[first], *(row[name] for name in more if row[name])]) if more else row[first]
 
 
 def choice_index(answer: Any, choices: Sequence[str], first: int) -> int:

@@ -16,7 +16,8 @@ from flexora.errors import FlexoraError
 from flexora.scoring.module import ScoreModule
 from flexora.scoring.referee import require_referee
 from flexora.verbs.arms import PHASE_OF_ARM, adapter_of
-from flexora.verbs.phase import Recipe, lightning_cli
+from flexora.verbs.phase import lightning_cli
+from flexora.verbs.settings import Recipe
 
 
 def checks(recipe: Recipe, phases: Sequence[Phase], *, trains: bool) -> Iterator[Callable[[], object]]:

@@ -19,8 +19,9 @@ from flexora.scoring.referee import compare, harness_model, harness_scores, requ
 from flexora.scoring.results import Results
 from flexora.scoring.samples import write_samples
 from flexora.verbs.arms import adapter_of, fingerprints
-from flexora.verbs.phase import Recipe, lightning_cli, plain_errors
+from flexora.verbs.phase import lightning_cli, plain_errors
 from flexora.verbs.scored import asked_for, is_scored, require_same_rows
+from flexora.verbs.settings import Recipe
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI

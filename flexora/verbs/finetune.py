@@ -16,7 +16,8 @@ from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
 from flexora.report.html import write_report
 from flexora.search.selection import Selection, resolve_selection
-from flexora.verbs.phase import Recipe, lightning_cli, plain_errors
+from flexora.verbs.phase import lightning_cli, plain_errors
+from flexora.verbs.settings import Recipe
 
 
 def main(arguments: Sequence[str]) -> int:

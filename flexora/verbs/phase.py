@@ -12,54 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import lightning as L
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from flexora.backbone.limits import Phase, require_precision, require_trainer
+from flexora.backbone.limits import Phase, require_trainer
 from flexora.data.datamodule import AnswerDataModule
 from flexora.errors import FlexoraError, Interrupted
-from flexora.recipe import RecipeParser, one_line, recipe_parser
-from flexora.runfolder import RunFolder
+from flexora.recipe import one_line
 from flexora.verbs.progress import progress_bar
+from flexora.verbs.settings import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from jsonargparse import Namespace
-
-
-#: Settings of the data that leave a phase's result as it is; evaluation batches only decide speed.
-UNDECISIVE_DATA: dict[Phase, set[str]] = {
-    "search": {"batch_size", "evaluate_rows", "evaluate_tokens", "num_fewshot", "max_new_tokens", "exact_match"},
-    "finetune": {"evaluate_rows", "evaluate_tokens", "num_fewshot", "max_new_tokens", "exact_match"},
-    "evaluate": {
-        "batch_size",
-        "train_rows",
-        "validation_rows",
-        "evaluate_tokens",
-        "objective",
-        "validation_objective",
-        "weights",
-    },
-}
-#: Settings of the trainer that change a phase's result. The search has its own clock, accumulation and clipping.
-DECISIVE_TRAINER: dict[Phase, tuple[str, ...]] = {
-    "search": ("precision",),
-    "finetune": (
-        "precision",
-        "max_epochs",
-        "max_steps",
-        "max_time",
-        "limit_train_batches",
-        "accumulate_grad_batches",
-        "gradient_clip_val",
-        "gradient_clip_algorithm",
-    ),
-    "evaluate": ("precision",),
-}
 
 
 class PhaseParser(LightningArgumentParser):
@@ -87,92 +53,6 @@ class PhaseCLI(LightningCLI):
             return super().instantiate_trainer(**options)
         except (MisconfigurationException, ImportError, ValueError) as error:
             raise _trainer_error(error) from error
-
-
-class Recipe:
-    """A parsed recipe: its sections as plain values, and the folder it writes to.
-
-    Args:
-        verb: The verb it was given to.
-        arguments: Command line of the verb.
-    """
-
-    def __init__(self, verb: str, arguments: Sequence[str]) -> None:
-        self.parser: RecipeParser = recipe_parser(verb)
-        self.namespace: Namespace = self.parser.parse_args(list(arguments))
-        self.sections: dict[str, Any] = yaml.safe_load(self.parser.dump(self.namespace, skip_none=False))
-        self.folder = RunFolder(Path(self.sections["output_dir"]).expanduser())
-
-    @property
-    def text(self) -> str:
-        """All settings as YAML."""
-        return yaml.safe_dump(self.sections, sort_keys=False, allow_unicode=True)
-
-    def data(self) -> dict[str, Any]:
-        """The data section, completed by backbone and seed, as LightningCLI takes it."""
-        data = self.sections["data"]
-        shared = {"backbone": self.sections["backbone"], "seed": self.sections["seed"]}
-        return {"class_path": data["class_path"], "init_args": {**data["init_args"], **shared}}
-
-    def module(self, phase: str) -> dict[str, Any]:
-        """The settings of a phase's LightningModule, completed from the shared sections."""
-        own = {key: value for key, value in self.sections[phase].items() if key not in ("trainer", "folder")}
-        return own | {name: self.sections[name] for name in ("backbone", "adapter", "seed")}
-
-    def trainer(self, phase: str) -> dict[str, Any]:
-        """The trainer section with the phase's overrides."""
-        return {**self.sections["trainer"], **self.sections[phase]["trainer"]}
-
-    def require_precision(self, phase: Phase) -> None:
-        """Refuse a precision before the Trainer sees it: on a CPU it quietly takes another.
-
-        Raises:
-            FlexoraError: If the phase cannot run in it.
-        """
-        require_precision(self.trainer(phase).get("precision"), phase)
-
-    def require_one_device(self, phase: Phase) -> None:
-        """Refuse several devices before hours of search; a count that only the machine knows is left to the Trainer.
-
-        Raises:
-            FlexoraError: If the phase cannot use them yet.
-        """
-        trainer = self.trainer(phase)
-        devices, nodes = trainer.get("devices"), trainer.get("num_nodes") or 1
-        if isinstance(devices, str) and "," in devices:  # device numbers, as Lightning takes them
-            devices = [number for number in devices.split(",") if number]
-        count = len(devices) if isinstance(devices, list) else int(str(devices)) if str(devices).isdigit() else 1
-        if max(count, nodes) > 1:
-            raise FlexoraError(
-                f"{phase}: runs on one device so far; give devices to the search alone (search.trainer.devices)"
-            )
-
-    def require_end(self) -> None:
-        """Make sure that the fine-tune ends: Lightning's own default is 1,000 epochs.
-
-        Raises:
-            FlexoraError: If neither epochs, steps nor time are limited.
-        """
-        trainer = self.trainer("finetune")
-        if trainer.get("max_epochs") is None and trainer.get("max_steps") in (None, -1) and not trainer.get("max_time"):
-            raise FlexoraError("finetune: nothing says when training ends; set finetune.trainer.max_epochs, e.g. to 3")
-
-    def settings(self, phase: Phase) -> dict[str, Any]:
-        """The settings that decide a phase's result: what may not change between two runs into one folder."""
-        sections, trainer = self.sections, self.trainer(phase)
-        data = sections["data"]["init_args"]
-        settings: dict[str, Any] = {
-            "backbone": sections["backbone"],
-            "data": {
-                "class_path": sections["data"]["class_path"],
-                **{name: value for name, value in data.items() if name not in UNDECISIVE_DATA[phase]},
-            },
-            "trainer": {name: trainer[name] for name in DECISIVE_TRAINER[phase]},
-            phase: {name: value for name, value in sections[phase].items() if name != "trainer"},
-        }
-        if phase != "evaluate":  # it scores adapters whatever they were made with
-            settings |= {"seed": sections["seed"], "adapter": sections["adapter"]}
-        return settings
 
 
 def lightning_cli(

@@ -13,9 +13,10 @@ import torch
 from rich.console import Console
 
 from flexora.data.batching import MicroBatch, token_batches
+from flexora.data.columns import renamed
 from flexora.data.datamodule import loader
 from flexora.data.generative import GenerativeDataModule
-from flexora.data.own import OwnRows, renamed
+from flexora.data.own import OwnRows
 from flexora.data.rows import EncodedRows
 from flexora.data.sources import LINE, as_row, load_lines
 from flexora.errors import FlexoraError
@@ -23,7 +24,8 @@ from flexora.files import write_atomically
 from flexora.scoring.accuracy import RowScore
 from flexora.scoring.module import ScoreModule
 from flexora.verbs.arms import adapter_of
-from flexora.verbs.phase import Recipe, lightning_cli, plain_errors
+from flexora.verbs.phase import lightning_cli, plain_errors
+from flexora.verbs.settings import Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset

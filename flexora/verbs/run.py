@@ -18,8 +18,8 @@ from flexora.report.terminal import gate_bars, results_table
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
 from flexora.verbs.checks import checks
-from flexora.verbs.phase import Recipe
 from flexora.verbs.scored import is_scored, require_same_rows
+from flexora.verbs.settings import Recipe
 
 
 @dataclass(frozen=True)

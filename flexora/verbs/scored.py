@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flexora.verbs.arms import fingerprints
-from flexora.verbs.phase import Recipe
+from flexora.verbs.settings import Recipe
 
 
 def asked_for(recipe: Recipe) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from flexora.report.summary import chosen, listing, stability_lines
 from flexora.report.terminal import gate_bars
 from flexora.search.callbacks import SearchFiles
 from flexora.search.module import SearchModule
-from flexora.verbs.phase import Recipe, lightning_cli, plain_errors
+from flexora.verbs.phase import lightning_cli, plain_errors
+from flexora.verbs.settings import Recipe
 
 #: What the Trainer does under automatic optimisation, and the setting of the search that stands for it.
 OWN_SETTINGS = {"gradient_clip_val": "clip_norm", "accumulate_grad_batches": "accumulate"}

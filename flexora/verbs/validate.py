@@ -20,7 +20,7 @@ from flexora.search.module import SearchModule
 from flexora.search.selection import resolve_selection
 from flexora.verbs.arms import PHASE_OF_ARM
 from flexora.verbs.checks import build, checks
-from flexora.verbs.phase import Recipe
+from flexora.verbs.settings import Recipe
 
 
 def main(arguments: Sequence[str]) -> int:

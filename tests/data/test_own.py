@@ -11,6 +11,7 @@ import pytest
 
 from flexora.backbone.loading import Backbone
 from flexora.data.batch import collate
+from flexora.data.columns import Columns, renamed
 from flexora.data.own import JsonlInstruction, JsonlMultipleChoice, choice_index
 from flexora.errors import FlexoraError
 from flexora.verbs.finetune import main
@@ -134,6 +135,15 @@ def test_the_loss_is_on_the_response_alone(tmp_path: Path, chatty: Backbone) -> 
     assert (asked.primary_metric, asked.generates) == ("exact_match", True)
     assert asked.matches(" hi \n", "hi") == {"exact_match": True}
     assert asked.matches("hi!", "hi") == {"exact_match": False}
+
+
+def test_new_rows_have_the_columns_names_or_the_fields() -> None:
+    columns: Columns = {"prompt": ["instruction", "input"], "response": "output"}
+    asked = {"instruction": "Sum up.", "input": "A tale."}
+    assert renamed(asked, columns)["prompt"] == "Sum up.\n\nA tale."
+    assert renamed({"prompt": "Sum up."}, columns) == {"prompt": "Sum up."}
+    with pytest.raises(ValueError, match="column input is missing among instruction"):
+        renamed({"instruction": "Sum up."}, columns)
 
 
 def test_chats_and_chat_templates_give_the_same_tokens(tmp_path: Path, chatty: Backbone) -> None:

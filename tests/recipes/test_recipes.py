@@ -10,7 +10,7 @@ import pytest
 from flexora.cli import main
 from flexora.data import benchmarks
 from flexora.recipes import all_recipes, find_recipe, load_sections
-from flexora.verbs.phase import Recipe
+from flexora.verbs.settings import Recipe
 
 RECIPES = [recipe.name for recipe in all_recipes()]
 

@@ -22,7 +22,7 @@ from flexora.cli import main
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
 from flexora.search.stability import random_jaccard
-from flexora.verbs.phase import Recipe
+from flexora.verbs.settings import Recipe
 from tests.tiny import FAMILIES
 
 #: LoRA parameters per layer at r 2 on q_proj (32 -> 32) and v_proj (32 -> 16) of the tiny models.

@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from flexora.cli import main
 from flexora.errors import FlexoraError
 from flexora.scoring.results import Results
-from flexora.verbs.phase import Recipe
 from flexora.verbs.scored import asked_for, is_scored
+from flexora.verbs.settings import Recipe
 from tests.tiny import tiny_model
 from tests.verbs.test_bad_input import failing
 from tests.verbs.test_data import read_lines
