@@ -50,7 +50,7 @@ def test_validate_lists_all_arguments_of_a_class(tmp_path: Path, capsys: pytest.
         ({"class_path: ArcEasy": "class_path: Mmlu"}, "data: Mmlu is for evaluation only, but a run trains"),
         (
             {"class_path: ArcEasy": "class_path: Gsm8k", "{source: ": "{source: packaged} #"},
-            "data.source: the packaged rows have no test split of openai/gsm8k main",
+            "data.source: there are no packaged rows of this kind; name hub, or a folder",
         ),
         (
             {"class_path: ArcEasy": "class_path: JsonlInstruction", "max_length: 64": "messages: true, num_fewshot: 1"},
