@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
             continue
         console.rule(f"[bold]{step.name}")
         if folder.is_done(step.name):
-            console.print("adapters have changed since they were scored, or more is asked for: scoring them again")
+            console.print("adapters have changed, or more is asked for: scoring them again")
         status = _call([sys.executable, "-m", "flexora", step.verb, *arguments, *step.flags])
         if status:
             console.print(f"run: stopped in {step.name} with status {status}; the same command continues there")
