@@ -11,11 +11,12 @@ import signal
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Final
 
 from flexora.cli import main
 
 #: How processes start; torch.multiprocessing takes it as ``start_method``.
-FORKSERVER = "forkserver"
+FORKSERVER: Final = "forkserver"
 
 _context = multiprocessing.get_context(FORKSERVER)
 _context.set_forkserver_preload(["flexora.verbs.run", "flexora.verbs.search", "tests.tiny", "tests.search.bilevel"])

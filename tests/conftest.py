@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from flexora.cli import main
 from tests.tiny import FAMILIES, recipe_text, save_benchmark, save_model
 
 
@@ -36,3 +37,14 @@ def recipe(tiny_models: dict[str, Path], benchmark_folder: Path, tmp_path: Path)
         return file
 
     return write
+
+
+@pytest.fixture
+def phases_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have ``flexora run`` call its phases: as processes, each would import torch and transformers again."""
+
+    def call(command: Sequence[str]) -> int:
+        assert list(command[1:3]) == ["-m", "flexora"]
+        return main(command[3:])
+
+    monkeypatch.setattr("flexora.verbs.run._call", call)

@@ -12,7 +12,8 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import start_processes
 
 from flexora.backbone.limits import require_trainer
 from flexora.cli import main
@@ -57,7 +58,7 @@ def work(rank: int, folder: str, dropout: float, product: str) -> None:
     ("dropout", "product"), [(0.0, "finite_difference"), (0.1, "finite_difference"), (0.0, "exact")]
 )
 def test_two_processes_give_the_alpha_of_one(tmp_path: Path, dropout: float, product: str) -> None:
-    multiprocessing.start_processes(work, args=(str(tmp_path), dropout, product), nprocs=2, start_method=FORKSERVER)
+    start_processes(work, args=(str(tmp_path), dropout, product), nprocs=2, start_method=FORKSERVER)  # type: ignore[no-untyped-call]
     first, second = (torch.tensor(torch.load(tmp_path / f"{rank}.pt"), dtype=torch.float64) for rank in range(2))
     assert torch.equal(first, second)
     alone = torch.tensor(trajectory(0, 1, dropout, product), dtype=torch.float64)

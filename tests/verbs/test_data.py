@@ -52,7 +52,9 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["loss", "exact match"])
-def test_own_instructions_from_search_to_new_rows(exact: bool, own: Path, recipe: Recipe, tmp_path: Path) -> None:
+def test_own_instructions_from_search_to_new_rows(
+    exact: bool, own: Path, recipe: Recipe, tmp_path: Path, phases_in_process: None
+) -> None:
     config = data_section(
         recipe(),
         f"class_path: JsonlInstruction\ninit_args: {{source: {own}, columns: {{prompt: ask, response: say}}, "

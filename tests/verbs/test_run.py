@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +13,12 @@ import pytest
 
 from flexora.cli import main
 from flexora.scoring.results import Results
+from tests.commands import start_command
 from tests.verbs.test_pipeline import PER_LAYER
 
 
 def test_run_does_everything_and_a_second_run_says_so(
-    recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    recipe: Callable[..., Path], tmp_path: Path, phases_in_process: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config, out = str(recipe()), tmp_path / "out"
     assert main(["run", "--config", config]) == 0
@@ -53,6 +53,7 @@ def test_run_does_everything_and_a_second_run_says_so(
 
 
 def test_layers_that_are_given_are_not_searched(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """Its phases are processes, as those of every run outside of tests."""
     out = tmp_path / "out"
     flags = ["--finetune.selection=2,3", "--evaluate.arms=[flexora, base]"]
     assert main(["run", "--config", str(recipe()), *flags]) == 0
@@ -76,30 +77,20 @@ def test_layers_that_are_given_are_not_searched(recipe: Callable[..., Path], tmp
 def test_a_signal_reaches_the_phase_and_nothing_is_lost(
     number: signal.Signals, status: int, checkpoint_every: int, recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    history = tmp_path / "out" / "search" / "history.csv"
-    command = [sys.executable, "-m", "flexora", "run", "--config", str(recipe())]
-    # A runner may ignore SIGINT or SIGHUP for its children; a terminal does not.
-    process = subprocess.Popen(
-        [*command, "--search.outer_steps=3000", f"--search.checkpoint_every={checkpoint_every}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=_default_signals,  # noqa: PLW1509 - nothing forks in another thread here
-    )
+    history, printed = tmp_path / "out" / "search" / "history.csv", tmp_path / "printed.txt"
+    settings = ["--search.outer_steps=3000", f"--search.checkpoint_every={checkpoint_every}"]
+    process = start_command(["run", "--config", str(recipe()), *settings], printed)
+    assert process.pid is not None
     deadline = time.monotonic() + 240
     while not (history.is_file() and len(history.read_text().splitlines()) > 2):
         assert time.monotonic() < deadline, "the search did not start"
-        assert process.poll() is None, process.communicate()[0]
+        assert process.is_alive(), printed.read_text()
         time.sleep(0.05)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == status, output
+    os.kill(process.pid, number)
+    process.join(timeout=120)
+    output = printed.read_text()
+    assert process.exitcode == status, output
     assert "the same command" in output
     assert "Traceback" not in output
     assert (tmp_path / "out" / "search" / "checkpoints" / "last.pt").is_file()
     assert not (tmp_path / "out" / "search" / "selection.json").exists()
-
-
-def _default_signals() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
