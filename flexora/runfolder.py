@@ -115,10 +115,6 @@ class RunFolder:
         """Mark a phase as done."""
         write_json(self.mark(phase), settings)
 
-    def reopen(self, phase: str) -> None:
-        """Take the mark of a finished phase away."""
-        self.mark(phase).unlink(missing_ok=True)
-
     def write_config(self, phase: str, text: str) -> Path:
         """Keep the resolved recipe that a phase runs with."""
         return write_atomically(self.root / phase / "config.yaml", text)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, TypedDict
 
 from jinja2 import TemplateError
 
-from flexora.data.encoding import EncodedQuestion, Text, Tokens, overhang
+from flexora.data.encoding import EncodedQuestion, Text, Tokens, behind_special, overhang, tokens_behind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ASSISTANT = "assistant"
+#: Templates that name a date take the one of Llama 3's own: the day of the training would change the prompts.
+DATE = "26 Jul 2024"
+
+
+FIRST_LINE = re.compile(r"\s*\S[^\n]*")
 
 
 class Message(TypedDict):
@@ -40,6 +47,8 @@ def read_messages(messages: object) -> tuple[Message, ...]:
         for name in ("role", "content"):
             if not isinstance(message, dict) or not isinstance(message.get(name), str):
                 raise ValueError(f"turn {number} has no {name} in words")
+        if message["role"] == ASSISTANT and not message["content"].strip():
+            raise ValueError(f"turn {number}: the answer is empty")
     if messages[-1]["role"] != ASSISTANT:
         raise ValueError(f"the last turn is the {messages[-1]['role']}'s, not the assistant's")
     return tuple(Message(role=message["role"], content=message["content"]) for message in messages)
@@ -50,18 +59,19 @@ class Conversation:
     """A conversation as the chat template writes it.
 
     Attributes:
-        turns: For each turn of the assistant that is scored the text before it, and the text that ends with it.
+        parts: Its text in parts, one after another; every other one, from the second on, is what the assistant says,
+            with what ends its turn.
         last: The assistant's last words.
     """
 
-    turns: tuple[tuple[str, str], ...]
+    parts: tuple[str, ...]
     last: str
 
-    def texts(self) -> Iterator[Text]:
+    def texts(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:
         """Every text that :func:`encode_conversation` needs in tokens."""
-        for before, after in self.turns:  # the template writes the beginning of text itself
-            yield before, False
-            yield after, False
+        yield self.parts[0], False  # the template writes the beginning of text itself
+        for part in self.parts[1:]:
+            yield behind_special(part, tokenizer)
 
 
 def write_conversation(
@@ -72,61 +82,81 @@ def write_conversation(
     Args:
         messages: The turns; the last is the assistant's.
         tokenizer: The base model's tokenizer, with a chat template.
-        every_turn: Score every turn of the assistant (training) or the last alone (evaluation).
+        every_turn: Score every turn of the assistant (training) or the last alone (evaluation). A greeting that answers
+            nothing is never scored.
 
     Raises:
-        ValueError: If the template refuses it.
+        ValueError: If the template refuses it, or writes a turn in another way once others follow it.
     """
-    places = [place for place, message in enumerate(messages) if message["role"] == ASSISTANT]
-    turns = tuple(
-        (
-            render(messages[:place], tokenizer, opened=True),
-            render(messages[: place + 1], tokenizer, opened=False),
-        )
-        for place in (places if every_turn else places[-1:])
-    )
-    return Conversation(turns, messages[-1]["content"])
+    places = [place for place, message in enumerate(messages) if message["role"] == ASSISTANT and place]
+    if not places:
+        raise ValueError("the assistant answers nothing")
+    borders: list[int] = []
+    whole, end = "", 0
+    for place in places if every_turn else places[-1:]:
+        before = render(messages[:place], tokenizer, opened=True)
+        kept = before[:end] == whole[:end]
+        if borders:
+            borders.append(len(whole) if before.startswith(whole) else end)
+        whole, answer = render(messages[: place + 1], tokenizer, opened=False), messages[place]["content"].strip()
+        start = whole.find(answer, len(before))
+        if not kept or not whole.startswith(before) or start < 0:
+            raise ValueError("the chat template writes turns in another way once others follow")
+        # Some templates write more behind the last turn alone: a turn ends with the line that its answer ends in.
+        said = start + len(answer)
+        end = said + len(_first_line(whole[said:]))
+        borders.append(len(before))
+    parts = (whole[start:end] for start, end in pairwise([0, *borders, len(whole)]))
+    return Conversation(tuple(parts), messages[-1]["content"])
 
 
-def encode_conversation(conversation: Conversation, tokens: Tokens, max_length: int, room: int = 0) -> EncodedQuestion:
+def encode_conversation(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, max_length: int, tokens: Tokens, room: int = 0
+) -> EncodedQuestion:
     """A conversation in tokens; what the assistant says, with what ends its turns, is scored.
+
+    Each part is tokenised by itself: what the model reads before it answers is then the same whatever the answer is.
 
     Args:
         conversation: The conversation.
-        tokens: Its texts in tokens, among others.
+        tokenizer: The base model's tokenizer.
         max_length: Longest sequence in tokens; what is longer is cut at its beginning.
+        tokens: Its texts in tokens, among others.
         room: See :func:`~flexora.data.encoding.overhang`.
 
     Raises:
-        ValueError: If the last turn does not fit, or the template writes a turn in another way once others follow it.
+        ValueError: If the last turn does not fit.
     """
-    whole: list[int] = []
-    turns: list[tuple[int, int]] = []
-    for before, after in conversation.turns:
-        start, end = tokens[before, False], tokens[after, False]
-        if end[: len(start)] != start or start[: len(whole)] != whole:
-            raise ValueError("the chat template writes turns in another way once others follow")
-        turns.append((len(start), len(end)))
-        whole = end
+    first, *others = conversation.parts
+    pieces = [tokens[first, False], *(tokens_behind(part, tokenizer, tokens) for part in others)]
+    borders = [0, *accumulate(map(len, pieces))]
+    turns = [(borders[place], borders[place + 1]) for place in range(1, len(pieces), 2)]
+    whole = list(chain.from_iterable(pieces))
     cut = overhang(len(whole), turns[-1][0], max_length, room, "the last turn")
     kept = [(start - cut, end - cut) for start, end in turns if start - cut >= 1]
     scored = {position for start, end in kept for position in range(start, end)}
-    first = kept[0][0]
+    start = kept[0][0]
     return EncodedQuestion(
         sequences=[whole[cut:]],
-        starts=[first],
+        starts=[start],
         chars=[len(conversation.last)],
         answer=0,
-        unscored=[position for position in range(first, len(whole) - cut) if position not in scored],
+        unscored=[position for position in range(start, len(whole) - cut) if position not in scored],
         cut=cut,
     )
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the chat template writes behind the assistant's words, without the spaces around it."""
+    """The first line of what the chat template writes behind the assistant's words."""
     words = "words"
     turns = [Message(role="user", content="?"), Message(role=ASSISTANT, content=words)]
-    return render(turns, tokenizer, opened=False).rpartition(words)[2].strip()
+    return _first_line(render(turns, tokenizer, opened=False).rpartition(words)[2]).strip()
+
+
+def _first_line(text: str) -> str:
+    """The text up to the end of the first line that holds something."""
+    found = FIRST_LINE.match(text)
+    return found.group() if found else ""
 
 
 def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, opened: bool) -> str:
@@ -136,7 +166,9 @@ def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, o
         ValueError: If the template refuses them: some know no system, some want user and assistant in turns.
     """
     try:
-        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=opened, tokenize=False)
+        text = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=opened, tokenize=False, date_string=DATE
+        )
     except TemplateError as error:
         raise ValueError(f"the chat template refuses it: {error}") from error
     assert isinstance(text, str)

@@ -7,24 +7,31 @@ from typing import Any
 
 from flexora.data.sources import Row
 
-#: For a field its column, or several to be joined.
+#: For a field its column, or several to be put together.
 Columns = Mapping[str, str | list[str]]
 
 
 def pick(row: Row, field: str, columns: Columns) -> Any:
-    """A field of a row.
+    """A field of a row: its column, or the texts of several, with empty lines between them; of ``choices`` their list.
 
     Raises:
-        ValueError: If its column is missing, with the names of those that are there, or holds nothing.
+        ValueError: If its column is missing, with the names of those that are there, or holds nothing; or if one of
+            several holds something else than text.
     """
     names = columns.get(field, field)
     first, *more = [names] if isinstance(names, str) else names
-    for name in (first, *more):
-        if name not in row:
-            raise ValueError(f"column {name} is missing among {', '.join(row)}; map it with data.columns.{field}")
+    if first not in row:
+        raise ValueError(f"column {first} is missing among {', '.join(row)}; map it with data.columns.{field}")
     if row[first] is None:
         raise ValueError(f"column {first} holds nothing")
-    return "\n\n".join([row[first], *(row[name] for name in more if row[name])]) if more else row[first]
+    if isinstance(names, str):
+        return row[first]
+    texts = [row[first], *(row.get(name) for name in more)]  # files leave out what is empty
+    for name, text in zip(names, texts, strict=True):
+        if not isinstance(text, str | None):
+            raise ValueError(f"column {name} is {text!r}, not text")
+    kept = [text for text in texts if text and text.strip()]
+    return kept if field == "choices" else "\n\n".join(kept)
 
 
 def renamed(row: Row, columns: Columns) -> Row:

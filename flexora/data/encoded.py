@@ -16,8 +16,9 @@ from flexora.data.batching import permutation
 from flexora.data.fingerprint import code_fingerprint
 from flexora.data.hygiene import tell_cut, usable_rows
 from flexora.data.prompts import require_chat_template
+from flexora.data.question import Pairs
 from flexora.data.reading import FEATURES, Examples, Reader, encode_rows, example_rows, read_row, said_keys
-from flexora.data.sources import HUB_PREFIX, LINE, Row, Source, Split
+from flexora.data.sources import HUB_PREFIX, LINE, Row, Source, Split, hub_names
 from flexora.errors import FlexoraError
 
 if TYPE_CHECKING:
@@ -148,7 +149,9 @@ class EncodedDataModule(L.LightningDataModule, ABC):
             self.benchmark.require_packaged()
         elif self.source == "hub":
             self.benchmark.require_hub()
-        elif self._is_local and not Path(self.source).expanduser().is_dir():
+        elif not self._is_local:
+            hub_names(self.source)
+        elif not Path(self.source).expanduser().is_dir():
             raise FlexoraError(f"data.source: {self.source} is not a folder; name a folder, hub, or packaged")
 
     def raw(self, split: Split) -> Dataset:
@@ -168,9 +171,12 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         """
         raw = self.raw(split)
         place = f"{self.benchmark_name} {self.source} [{split}]"
-        return self.encode(raw, place, self.benchmark.fields, self.reader(), reported=reported)
+        room = self.room if reported else 0
+        return self.encode(raw, place, self.benchmark.fields, self.reader(), reported=reported, room=room)
 
-    def encode(self, raw: Dataset, place: str, fields: Sequence[str], reader: Reader, *, reported: bool) -> Dataset:
+    def encode(
+        self, raw: Dataset, place: str, fields: Sequence[str], reader: Reader, *, reported: bool, room: int = 0
+    ) -> Dataset:
         """Encode raw rows, from the cache where possible, and leave out those that cannot be used.
 
         Args:
@@ -179,6 +185,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
             fields: Fields that every row must have.
             reader: What reads a row.
             reported: As in :meth:`rows`.
+            room: Tokens that prompts leave to an answer that the model writes.
 
         Raises:
             FlexoraError: If rows cannot be used and ``bad_rows`` is ``refuse``, or there is no chat template.
@@ -192,7 +199,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
             "reader": reader,
             "tokenizer": self.tokenizer,
             "max_length": self.max_length,
-            "room": self.room if reported else 0,
+            "room": room,
             "chat": self.chat_template,
             "examples": self.examples if reported else {},
             "every_turn": not reported,
@@ -210,7 +217,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         )
         unit = "line" if LINE in raw.column_names else self.unit  # new rows come from a file, whatever the source
         usable = usable_rows(encoded, place, unit, skip=self.bad_rows == "skip")
-        tell_cut(usable, place, self.max_length)
+        tell_cut(usable, place, self.max_length, room)
         return usable
 
     @property
@@ -230,10 +237,10 @@ class EncodedDataModule(L.LightningDataModule, ABC):
 
     @cached_property
     def examples(self) -> Examples:
-        """The solved examples of each group of rows, as text."""
-        examples: dict[str, list[str]] = {}
+        """The solved examples of each group of rows."""
+        examples: dict[str, list[Pairs]] = {}
         for row in self.example_rows:
             reading = read_row(row, self.benchmark.fields, self.reader())
             assert reading.pairs is not None
-            examples.setdefault(reading.group, []).append(reading.pairs.right)
+            examples.setdefault(reading.group, []).append(reading.pairs)
         return examples

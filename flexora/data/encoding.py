@@ -56,8 +56,21 @@ def texts_of(row: Pairs, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:
         if context:
             yield context, special
             yield context + continuation, special
-        if row.closed or not context:
+        elif not row.closed:
             yield continuation, False
+        if row.closed:
+            yield behind_special(continuation, tokenizer)
+
+
+def behind_special(text: str, tokenizer: PreTrainedTokenizerBase) -> Text:
+    """A text as it goes on behind others: many tokenizers put a space before the first word of what they are given."""
+    return f"{tokenizer.eos_token}{text}", False
+
+
+def tokens_behind(text: str, tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> list[int]:
+    """The tokens of :func:`behind_special` without the special one."""
+    ids = tokens[behind_special(text, tokenizer)]
+    return ids[ids.index(tokenizer.eos_token_id) + 1 :]
 
 
 def encode(
@@ -87,10 +100,10 @@ def encode(
         if before:
             whole, prompt = tokens[before + scored, special], tokens[before, special]
             if row.closed and whole[: len(prompt)] != prompt:
-                whole = [*prompt, *tokens[scored, False]]
+                whole = [*prompt, *tokens_behind(scored, tokenizer, tokens)]
         else:  # something must come before the first scored token
             prompt = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
-            whole = [*prompt, *tokens[scored, False]]
+            whole = [*prompt, *(tokens_behind(scored, tokenizer, tokens) if row.closed else tokens[scored, False])]
         start = len(prompt)
         if start >= len(whole):  # it was merged into the context's last token
             raise ValueError(f"{row.name_of(index)} adds no token to its context")
@@ -111,14 +124,14 @@ def overhang(length: int, start: int, max_length: int, room: int, answer: str) -
         length: Tokens of the sequence.
         start: Where its answer starts.
         max_length: Tokens that it may have.
-        room: Tokens to leave behind the prompt for an answer that the model writes, whatever the right one has: it must
-            not tell the prompt's length. 0 where no answer is written.
+        room: Tokens to leave behind the prompt for an answer that the model writes, so that a right one that is shorter
+            does not decide how much of the prompt is there. 0 where no answer is written.
         answer: What messages call the answer.
 
     Raises:
         ValueError: If no token of the prompt would be left.
     """
-    cut = max(0, (start + room if room else length) - max_length)
+    cut = max(0, max(length, start + room) - max_length)
     if start - cut < 1:
         raise ValueError(f"{answer} has {length - start} tokens, which max_length {max_length} cannot hold")
     return cut

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
@@ -76,19 +77,27 @@ class GenerativeDataModule(AnswerDataModule):
 
     @property
     def room(self) -> int:
-        """Tokens that a reported prompt leaves to the generated answer.
+        """Tokens that a reported prompt leaves to the generated answer; 0 where none is generated."""
+        return self.answer_room if self.generates else 0
+
+    @property
+    def answer_room(self) -> int:
+        """Tokens that a prompt leaves to an answer.
 
         Raises:
             FlexoraError: If it would leave none for the prompt.
         """
-        if not self.generates:
-            return 0
         if self.max_new_tokens >= self.max_length:
             raise FlexoraError(
                 f"data.max_new_tokens: {self.max_new_tokens} leaves no room for a prompt in data.max_length "
                 f"{self.max_length}; lower the first or raise the second"
             )
         return self.max_new_tokens
+
+    def check_source(self) -> None:
+        """Find out without loading a row whether the rows can be read and answered."""
+        super().check_source()
+        _ = self.room
 
     @cached_property
     def stops(self) -> tuple[str, ...]:
@@ -109,10 +118,15 @@ class GenerativeDataModule(AnswerDataModule):
 
     @cached_property
     def answers(self) -> list[str]:
-        """Right answers of the reported rows, as text."""
+        """Right answers of the reported rows, as text that ends where a generated one does."""
         rows = self.reported_set
         answers = [ids[0][starts[0] :] for ids, starts in zip(rows["sequences"], rows["starts"], strict=True)]
-        return list(self.tokenizer.batch_decode(answers, skip_special_tokens=True))
+        return [until(text, self.stops) for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+def until(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first of the stops in it."""
+    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
 def read_new_prompt(row: Row, template: str) -> Reading:

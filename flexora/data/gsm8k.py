@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flexora.data.generative import GenerativeDataModule
 from flexora.data.question import Pairs
@@ -36,7 +36,11 @@ class Gsm8k(GenerativeDataModule):
     """GSM8K: 7,473 train and 1,319 test rows.
 
     ``exact_match`` takes the number behind ``####``, ``flexible_match`` the last number of the answer: the harness's
-    strict-match and flexible-extract. Its usual report has ``num_fewshot`` 5.
+    strict-match and flexible-extract. Its usual report has ``num_fewshot`` 5, which takes about a thousand tokens.
+
+    Args:
+        max_length: Longest sequence in tokens, with the answer.
+        options: Settings of :class:`GenerativeDataModule`.
     """
 
     benchmark = Source(hub=("openai/gsm8k", "main"), fields=("question", "answer"))
@@ -45,6 +49,9 @@ class Gsm8k(GenerativeDataModule):
     metrics = ("exact_match", "flexible_match")
     template = TEMPLATE
     stop = ("Question:", "</s>", "<|im_end|>")
+
+    def __init__(self, *args: Any, max_length: int = 2048, **kwargs: Any) -> None:
+        super().__init__(*args, max_length=max_length, **kwargs)
 
     def reader(self) -> Reader:
         """Reads a question and its worked answer."""

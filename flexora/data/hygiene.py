@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import unicodedata
 from collections.abc import Mapping
@@ -70,24 +71,38 @@ def without_reported(train: Dataset, reported: Mapping[str, Dataset], benchmark:
     return train
 
 
-def tell_cut(rows: Dataset, place: str, max_length: int) -> None:
+def tell_cut(rows: Dataset, place: str, max_length: int, room: int) -> None:
     """Say how many prompts have lost their beginning.
 
     Args:
         rows: Encoded rows with the column ``cut``.
         place: Benchmark, source and split.
         max_length: Longest sequence in tokens.
+        room: Tokens of it that are kept free for an answer.
     """
     cut = sum(tokens > 0 for tokens in rows["cut"])
     if cut:
-        say(f"data: {place}: {cut} of {len(rows)} prompts lose their beginning to data.max_length {max_length}")
+        less = f" less data.max_new_tokens {room}" if room else ""
+        say(f"data: {place}: {cut} of {len(rows)} prompts lose their beginning to data.max_length {max_length}{less}")
+
+
+#: Signs that may stand for a calculation; elsewhere they are punctuation.
+OPERATORS = re.compile(r"(?<=\d)\s*[-*/%#]|[-*/%#]\s*(?=\d)")
 
 
 def text_key(text: str) -> str:
     """Hash of a text without case, punctuation and spacing, and in one way of writing each character (NFKC)."""
     plain = unicodedata.normalize("NFKC", text).casefold()
-    kept = "".join(letter if unicodedata.category(letter)[0] in "LMNS" else " " for letter in plain)
-    return hashlib.sha256((" ".join(kept.split()) or plain.strip()).encode()).hexdigest()[:16]
+    signs = {place for found in OPERATORS.finditer(plain) for place in range(*found.span())}
+    kept = (_kept(letter, place in signs) for place, letter in enumerate(plain))
+    return hashlib.sha256((" ".join("".join(kept).split()) or plain.strip()).encode()).hexdigest()[:16]
+
+
+def _kept(letter: str, is_sign: bool) -> str:
+    category = unicodedata.category(letter)
+    if category == "Cf":  # joins or marks what is around it, and is not seen
+        return ""
+    return letter if category[0] in "LMNS" or is_sign else " "
 
 
 @rank_zero_only

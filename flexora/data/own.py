@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from datasets import Dataset
 
@@ -31,8 +31,8 @@ class OwnRows(AnswerDataModule):
 
     Args:
         columns: For each field its column, where they have other names, such as ``{prompt: question}``; or several,
-            whose texts are joined by empty lines, such as ``{prompt: [instruction, input]}``. Only the first must hold
-            something in every row.
+            whose texts are joined by empty lines, such as ``{prompt: [instruction, input]}``; of ``choices`` one for
+            each choice. Only the first must be in every row.
         reported_split: The split that is reported.
         test_rows: Where there is no such split: rows of the train split that are reported instead.
         options: Settings of the other bases.
@@ -40,7 +40,7 @@ class OwnRows(AnswerDataModule):
 
     benchmark = Source(hub=None, fields=())
     #: The fields that a recipe may map.
-    own_fields: ClassVar[tuple[str, ...]]
+    own_fields: tuple[str, ...]
 
     def __init__(
         self,
@@ -58,6 +58,8 @@ class OwnRows(AnswerDataModule):
             if field not in self.own_fields or not names:
                 known = ", ".join(self.own_fields)
                 raise FlexoraError(f"data.columns: {field}: {names} names no column of one of {known}; mend it")
+            if field in ("answer", "messages") and not isinstance(names, str):
+                raise FlexoraError(f"data.columns: {field}: {names} are several; name one column")
         self.reported_split = reported_split
         self.test_rows = test_rows
 
@@ -199,8 +201,6 @@ class JsonlInstruction(OwnRows, GenerativeDataModule):
         options: Settings of :class:`OwnRows` and of :class:`GenerativeDataModule`.
     """
 
-    own_fields = ("prompt", "response", "messages")
-
     def __init__(
         self,
         *args: Any,
@@ -209,6 +209,7 @@ class JsonlInstruction(OwnRows, GenerativeDataModule):
         exact_match: bool = False,
         **kwargs: Any,
     ) -> None:
+        self.own_fields = ("messages",) if messages else ("prompt", "response")
         super().__init__(*args, **kwargs)
         _require_text("separator", separator)
         if messages and self.num_fewshot:

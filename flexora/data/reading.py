@@ -46,7 +46,7 @@ class Reading:
 
 Reader = Callable[[Row], Reading]
 #: For each group of rows its solved examples.
-Examples = Mapping[str, Sequence[str]]
+Examples = Mapping[str, Sequence[Pairs]]
 
 #: What a malformed row makes a reader raise.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
@@ -110,7 +110,7 @@ def encode_rows(
         except MALFORMED as error:
             found.append(_reason(error))
     written = [one[1] for one in found if not isinstance(one, str)]
-    texts = (one.texts() if isinstance(one, Conversation) else texts_of(one, tokenizer) for one in written)
+    texts = (one.texts(tokenizer) if isinstance(one, Conversation) else texts_of(one, tokenizer) for one in written)
     tokens = tokenize(chain.from_iterable(texts), tokenizer)
     columns: dict[str, list[Any]] = {name: [] for name in EMPTY}
     for row, index, one in zip(rows, indices, found, strict=True):
@@ -119,7 +119,7 @@ def encode_rows(
             reading, text = one
             try:
                 if isinstance(text, Conversation):
-                    question = encode_conversation(text, tokens, max_length, room)
+                    question = encode_conversation(text, tokenizer, max_length, tokens, room)
                 else:
                     question = encode(text, tokenizer, max_length, tokens, room)
                 encoded = {**question, **_facts(question), "problem": ""}
@@ -137,17 +137,16 @@ def _written(
 ) -> Pairs | Conversation:
     """What the model reads of a row: behind its examples, and by the chat template where there is one.
 
-    An answer that the model writes itself becomes a turn, which ends as the template ends turns; choices are only
-    compared, and end with themselves.
+    An answer that the model writes itself becomes a turn, and so does that of an example; choices are only compared,
+    and end with themselves.
     """
-    pairs, messages = with_shots(reading, examples), list(reading.messages)
-    if pairs is not None:
-        if not chat:
-            return pairs
-        if not pairs.closed:
-            return as_chat(pairs, tokenizer)
-        ((asked, answer),) = pairs.pairs
-        messages = as_messages(asked, answer)
+    if reading.pairs is not None and not (chat and reading.pairs.closed):
+        pairs = with_shots(reading, examples)
+        return as_chat(pairs, tokenizer) if chat else pairs
+    messages = list(reading.messages)
+    if reading.pairs is not None:
+        solved = [*examples.get(reading.group, ()), reading.pairs]
+        messages = [message for one in solved for message in as_messages(*one.pairs[one.answer])]
     return write_conversation(messages, tokenizer, every_turn=every_turn)
 
 
@@ -206,11 +205,10 @@ def said_keys(raw: Dataset, fields: Sequence[str], reader: Reader) -> set[str]:
     return keys
 
 
-def with_shots(reading: Reading, examples: Examples) -> Pairs | None:
-    """What the model reads of a row, behind its description and the solved examples of its group."""
-    if reading.pairs is None:
-        return None
-    shots = [reading.description, *examples.get(reading.group, ())]
+def with_shots(reading: Reading, examples: Examples) -> Pairs:
+    """What the model reads of a row with pairs, behind its description and the solved examples of its group."""
+    assert reading.pairs is not None, "a chat has turns"
+    shots = [reading.description, *(example.right for example in examples.get(reading.group, ()))]
     return with_examples(reading.pairs, [shot for shot in shots if shot])
 
 

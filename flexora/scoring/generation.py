@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from flexora.data.generative import until
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,9 +50,4 @@ def generate(
         **stopping,
     )
     texts = tokenizer.batch_decode(written[:, length:], skip_special_tokens=True)
-    return [_until(text, stop) for text in texts]
-
-
-def _until(text: str, stop: Sequence[str]) -> str:
-    """The text up to the first of the stops in it."""
-    return text[: min((text.index(end) for end in stop if end in text), default=len(text))]
+    return [until(text, stop) for text in texts]

@@ -84,7 +84,6 @@ def _style(data: dict[str, Any]) -> dict[str, Any]:
     chat = data.get("messages") or data.get("chat_template")  # rows with messages are chats whatever the setting says
     return {
         "prompt_style": prompt_style,
-        "messages": data.get("messages"),
         "chat_template": chat,
         "separator": None if chat else data.get("separator"),  # the chat template stands in its place
         template: data.get(template),

@@ -20,7 +20,7 @@ from flexora.scoring.results import Results
 from flexora.scoring.samples import write_samples
 from flexora.verbs.arms import adapter_of, fingerprints
 from flexora.verbs.phase import lightning_cli, plain_errors
-from flexora.verbs.scored import asked_for, is_scored, require_same_rows
+from flexora.verbs.scored import asked_for, gone_arms, is_scored, keep_comparisons, require_same_rows
 from flexora.verbs.settings import Recipe
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     if again := folder.is_done("evaluate") and not is_scored(recipe):
         require_same_rows(recipe)
     wanted = recipe.sections["evaluate"] = asked_for(recipe)
+    for arm in gone_arms(recipe):
+        Console(stderr=True).print(f"evaluate: {arm}: its adapter is not the one that was scored; left out")
     adapters = {arm: adapter_of(folder, arm, recipe.sections["data"]) for arm in wanted["arms"]}
     settings = recipe.settings("evaluate") | {"adapters": fingerprints(folder, adapters)}
     cli = lightning_cli(
@@ -58,11 +60,16 @@ def main(arguments: Sequence[str]) -> int:
     with folder.locked():
         if not again:
             folder.start("evaluate", settings)
-        results, rows = _score(cli, adapters, folder.samples if wanted["samples"] else None)
-        folder.reopen("evaluate")  # not before: until now the old results are whole
+        results, rows = _score(cli, adapters)
+        if again:
+            keep_comparisons(results, recipe, settings["adapters"])
+        if wanted["samples"]:
+            write_samples(folder.samples, cli.datamodule.parts, rows)
         folder.write_config("evaluate", recipe.text)
-        results.write(folder.results)  # before the referee, so that nothing is lost with it
+        results.write(folder.results)
         if wanted["referee"]:
+            # Done as far as it goes: nothing is lost where the referee fails, and the same command asks it again.
+            folder.finish("evaluate", settings | {"evaluate": {**wanted, "referee": None}})
             _ask_referee(cli, adapters, rows, results)
             results.write(folder.results)
         folder.finish("evaluate", settings)
@@ -95,7 +102,7 @@ def _long_form(arguments: Sequence[str]) -> list[str]:
 Scores = list[dict[str, list[RowScore]]]
 
 
-def _score(cli: LightningCLI, adapters: dict[str, Path | None], samples: Path | None) -> tuple[Results, Scores]:
+def _score(cli: LightningCLI, adapters: dict[str, Path | None]) -> tuple[Results, Scores]:
     """Score every arm on every part of the data; each adapter is loaded once."""
     parts: Sequence[AnswerDataModule] = cli.datamodule.parts
     rows: Scores = [{} for _ in parts]
@@ -108,8 +115,6 @@ def _score(cli: LightningCLI, adapters: dict[str, Path | None], samples: Path | 
                 own[arm] = score(cli.trainer, module, part)
         sizes[arm] = (0, 0) if adapter is None else adapter_size(module.peft_model)
         del module
-    if samples is not None:
-        write_samples(samples, parts, rows)
     results = [
         Results(
             benchmark=part.benchmark_name,
@@ -135,3 +140,4 @@ def _ask_referee(cli: LightningCLI, adapters: dict[str, Path | None], rows: Scor
             cli.trainer.print(f"evaluate: the referee scores {arm} on {part.benchmark_name}")
             scores = harness_scores(cast("MultipleChoiceDataModule", part), model)
             result.arms[place].referee = compare(own[arm], scores)
+        del model  # before the next one is loaded

@@ -66,8 +66,9 @@ def main(arguments: Sequence[str]) -> int:
         folder=recipe.folder.root / "predict",
     )
     data: AnswerDataModule = cli.datamodule
-    rows = data.encode(raw, str(own.rows), (), data.new_reader(), reported=True)
     generates = isinstance(data, GenerativeDataModule)
+    room = data.answer_room if isinstance(data, GenerativeDataModule) else 0
+    rows = data.encode(raw, str(own.rows), (), data.new_reader(), reported=True, room=room)
     cli.model.data = data
     with plain_errors():
         # Trainer.predict would put a batch sampler of its own in the place of ours.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from flexora.scoring.results import Results
 from flexora.verbs.arms import fingerprints
 from flexora.verbs.settings import Recipe
 
@@ -11,14 +13,13 @@ from flexora.verbs.settings import Recipe
 def asked_for(recipe: Recipe) -> dict[str, Any]:
     """The recipe's evaluate section with what the finished evaluation has besides, so that asking for more loses none.
 
-    Arms whose adapters are others now are not kept: their scores are those of adapters that are gone.
+    Arms of :func:`gone_arms` are not kept.
     """
     asked: dict[str, Any] = recipe.sections["evaluate"]
     if not recipe.folder.is_done("evaluate"):
         return asked
-    done = recipe.folder.settings("evaluate")
-    before, adapters = done["evaluate"], fingerprints(recipe.folder, done["evaluate"]["arms"])
-    kept = [arm for arm, adapter in adapters.items() if adapter == done["adapters"][arm]]
+    before, gone = recipe.folder.settings("evaluate")["evaluate"], gone_arms(recipe)
+    kept = [arm for arm in before["arms"] if arm not in gone]
     return asked | {
         "arms": list(dict.fromkeys([*asked["arms"], *kept])),
         "referee": asked["referee"] or before["referee"],
@@ -26,13 +27,40 @@ def asked_for(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def gone_arms(recipe: Recipe) -> list[str]:
+    """Arms of a finished evaluation that are not asked for, and whose adapters are others now, or nowhere."""
+    if not recipe.folder.is_done("evaluate"):
+        return []
+    scored = recipe.folder.settings("evaluate")["adapters"]
+    now = fingerprints(recipe.folder, scored)
+    return [arm for arm in scored if now[arm] != scored[arm] and arm not in recipe.sections["evaluate"]["arms"]]
+
+
 def is_scored(recipe: Recipe) -> bool:
     """Whether the finished evaluation has all that is asked for, with the adapters as they are now."""
     if not recipe.folder.is_done("evaluate"):
         return False
-    asked, done = asked_for(recipe), recipe.folder.settings("evaluate")
-    same = all(asked[name] == done["evaluate"][name] for name in ("referee", "samples"))
-    return same and fingerprints(recipe.folder, asked["arms"]) == done["adapters"]
+    asked, done = recipe.sections["evaluate"], recipe.folder.settings("evaluate")
+    adapters = fingerprints(recipe.folder, asked["arms"])
+    return (
+        all(asked[name] in (done["evaluate"][name], None, False) for name in ("referee", "samples"))
+        and done["adapters"].items() >= adapters.items()
+    )
+
+
+def keep_comparisons(results: Results, recipe: Recipe, adapters: Mapping[str, str | None]) -> None:
+    """Keep what a referee said of arms that are scored again, until it is asked again.
+
+    Args:
+        results: New results, which are completed.
+        recipe: The recipe, whose folder holds the results in whose place they come.
+        adapters: Hashes of the arms' adapters as they are now.
+    """
+    before, scored = Results.read(recipe.folder.results), recipe.folder.settings("evaluate")["adapters"]
+    for new, old in zip(results.parts or [results], before.parts or [before], strict=True):
+        said = {arm.name: arm.referee for arm in old.arms if scored[arm.name] == adapters.get(arm.name)}
+        for arm in new.arms:
+            arm.referee = said.get(arm.name)
 
 
 def require_same_rows(recipe: Recipe) -> None:

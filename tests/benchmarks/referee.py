@@ -1,9 +1,10 @@
 """Scores, time and memory beside lm-evaluation-harness: SmolLM2-135M, float32, the same rows.
 
 ``python -m tests.benchmarks.referee`` after ``flexora fetch demo``. Every measurement has a process of its own, and
-each side the best of several batch sizes; loading the model is in neither time. Memory is the peak above the loaded
-model. ``--only-scores`` compares log-likelihoods and predictions alone, at one batch size. ``RaceShaped`` are articles
-of 300 to 500 tokens with four short options, made of BoolQ's passages: RACE itself is in no package.
+each side the best of several batch sizes; loading the model and the harness's index of tasks is in neither time. Memory
+is the peak above the loaded model. ``--only-scores`` compares log-likelihoods and predictions alone, at one batch size.
+``RaceShaped`` are articles of 300 to 500 tokens with four short options, made of BoolQ's passages: RACE itself is in no
+package.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import flexora
 from flexora import Backbone, MultipleChoiceDataModule, RaceHigh, ScoreModule
 from flexora.scoring.accuracy import RowScore
 from flexora.scoring.module import score
-from flexora.scoring.referee import compare, harness_model, harness_scores
+from flexora.scoring.referee import compare, harness_model, harness_scores, write_task
 
 BENCHMARKS = ["ArcChallenge", "ArcEasy", "BoolQ", "CommonsenseQA", "HellaSwag", "OpenBookQA", "Piqa", "Siqa"]
 BENCHMARKS += ["WinoGrande"]
@@ -72,6 +73,7 @@ def side(name: str, size: int, options: argparse.Namespace) -> dict[str, Any]:
         _ = data.reported_set
         if options.side == "theirs":
             model = harness_model(data, Backbone(), options.adapter, batch_size=size)
+            write_task(data, Path(folder))  # reads the index of the harness's tasks, which is kept
             before, start = peak(), time.perf_counter()
             scores = harness_scores(data, model)
         else:

@@ -95,6 +95,24 @@ def test_an_answer_to_be_written_follows_the_tokens_of_its_prompt_alone(context:
     assert ids[start:] == [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
 
 
+def test_no_space_is_put_before_an_answer_to_be_written() -> None:
+    """Tokenizers in SentencePiece's manner put one before the first word of whatever they are given."""
+    pieces = ["<s>", "</s>", *"abc:", "\u2581", "\u2581a", "\u2581b"]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("\u2581", "a"), ("\u2581", "b")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    spaced = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    encoded = encode(Pairs((("a: ", "bc"),), 0, closed=True), spaced, 64)
+    assert spaced.convert_ids_to_tokens(encoded["sequences"][0]) == ["\u2581a", ":", "\u2581", "b", "c", "</s>"]
+
+
+def test_a_longer_answer_than_may_be_written_is_cut_like_any_other() -> None:
+    row = Pairs((("x" * 20, "y" * 9),), 0, closed=True)
+    assert len(encode(row, byte_tokenizer(), 16, room=4)["sequences"][0]) == 16
+    with pytest.raises(ValueError, match="the answer has 10 tokens, which max_length 10 cannot hold"):
+        encode(row, byte_tokenizer(), 10, room=4)
+
+
 @pytest.mark.parametrize("context", ["", "  "])
 @pytest.mark.parametrize(("bos", "first"), [("<bos>", 256), (None, 257)], ids=["bos", "eos alone"])
 def test_one_token_stands_before_an_answer_without_context(context: str, bos: str | None, first: int) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from flexora.data.gsm8k import Gsm8k
 from flexora.data.reading import read_row
+from flexora.errors import FlexoraError
 
 ANSWER = "Two and two is <<2+2=4>>4.\n#### 1,004"
 
@@ -40,3 +41,11 @@ def test_matches(generated: str, strict: bool, flexible: bool) -> None:
 def test_an_answer_without_a_number_is_no_row() -> None:
     with pytest.raises(ValueError, match="does not end in #### and a number"):
         read_row({"question": "?", "answer": "four"}, Gsm8k.benchmark.fields, Gsm8k().reader())
+
+
+def test_there_is_room_for_the_usual_report() -> None:
+    assert Gsm8k().max_length == 2048
+    with pytest.raises(
+        FlexoraError, match=r"data\.max_new_tokens: 256 leaves no room for a prompt in data\.max_length"
+    ):
+        Gsm8k(max_length=200).check_source()

@@ -28,8 +28,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("caf\u00e9", "cafe\u0301"),
         ("\uff21\uff22\u00a01", "ab 1"),
         ("Stra\u00dfe", "STRASSE"),
+        ("a well-known\u200b fact", "A well known fact."),
     ],
-    ids=["punctuation", "composed", "full width", "sharp s"],
+    ids=["punctuation", "composed", "full width", "sharp s", "hyphen"],
 )
 def test_texts_that_are_the_same(one: str, other: str) -> None:
     assert text_key(one) == text_key(other)
@@ -43,8 +44,11 @@ def test_texts_that_are_the_same(one: str, other: str) -> None:
         ("how is it \U0001f600", "how is it \U0001f622"),
         ("\u0915\u093f", "\u0915\u0940"),
         ("?!", "..."),
+        ("4 - 2", "4 / 2"),
+        ("x = -3", "x = 3"),
+        ("50%", "50"),
     ],
-    ids=["letters", "symbols", "emoji", "vowel signs", "punctuation alone"],
+    ids=["letters", "symbols", "emoji", "vowel signs", "punctuation alone", "operators", "minus", "per cent"],
 )
 def test_texts_that_are_not(one: str, other: str) -> None:
     assert text_key(one) != text_key(other)

@@ -11,7 +11,8 @@ import pytest
 
 from flexora.backbone.loading import Backbone
 from flexora.data.batch import collate
-from flexora.data.columns import Columns, renamed
+from flexora.data.columns import Columns, pick, renamed
+from flexora.data.generative import until
 from flexora.data.own import JsonlInstruction, JsonlMultipleChoice, choice_index
 from flexora.errors import FlexoraError
 from flexora.verbs.finetune import main
@@ -142,8 +143,46 @@ def test_new_rows_have_the_columns_names_or_the_fields() -> None:
     asked = {"instruction": "Sum up.", "input": "A tale."}
     assert renamed(asked, columns)["prompt"] == "Sum up.\n\nA tale."
     assert renamed({"prompt": "Sum up."}, columns) == {"prompt": "Sum up."}
-    with pytest.raises(ValueError, match="column input is missing among instruction"):
-        renamed({"instruction": "Sum up."}, columns)
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "columns", "expected"),
+    [
+        ({"a": "one"}, "prompt", ["a", "b"], "one"),
+        ({"a": "", "b": "two", "c": " "}, "prompt", ["a", "b", "c"], "two"),
+        ({"a": "one", "b": "two", "c": None}, "choices", ["a", "b", "c"], ["one", "two"]),
+        ({"a": ["x"]}, "choices", "a", ["x"]),
+    ],
+    ids=["left out", "blank", "choices", "one column"],
+)
+def test_fields_of_several_columns(row: dict[str, Any], field: str, columns: Any, expected: Any) -> None:
+    assert pick(row, field, {field: columns}) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "expected"),
+    [
+        ({"b": "two"}, ["a", "b"], r"column a is missing among b; map it with data\.columns\.prompt"),
+        ({"a": None, "b": "two"}, ["a", "b"], "column a holds nothing"),
+        ({"a": "one", "b": 2}, ["a", "b"], "column b is 2, not text"),
+    ],
+)
+def test_columns_that_do_not_go_together(row: dict[str, Any], columns: list[str], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        pick(row, "prompt", {"prompt": columns})
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"columns": {"prompt": "x"}, "messages": True}, "prompt: x names no column of one of messages"),
+        ({"columns": {"messages": ["a", "b"]}, "messages": True}, r"\['a', 'b'\] are several; name one column"),
+        ({"columns": {"prompt": []}}, r"prompt: \[\] names no column"),
+    ],
+)
+def test_mappings_that_mean_nothing(settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(FlexoraError, match=rf"data\.columns: .*{expected}"):
+        JsonlInstruction(**settings)
 
 
 def test_chats_and_chat_templates_give_the_same_tokens(tmp_path: Path, chatty: Backbone) -> None:
@@ -162,24 +201,28 @@ def test_chats_and_chat_templates_give_the_same_tokens(tmp_path: Path, chatty: B
 def test_prompts_leave_room_for_an_answer_whatever_the_right_one_has(
     tmp_path: Path, chatty: Backbone, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"prompt": "x" * 40, "response": "y" * length} for length in (1, 9, 30)]
+    rows = [{"prompt": "x" * 40, "response": "y" * length} for length in (1, 9, 11)]
     write_jsonl(tmp_path / "test.jsonl", [*rows, {"prompt": "x", "response": "y"}])
     settings: dict[str, Any] = {"source": str(tmp_path), "exact_match": True, "max_length": 32}
     for chat in (False, True):
         data = JsonlInstruction(chatty, chat_template=chat, max_new_tokens=12, **settings)
         (batch, *_) = data.prompt_loader(data.reported_set.select(range(3)))
         assert {len(prompt) for prompt in batch["prompts"]} == {20}
-        assert "[test]: 3 of 4 prompts lose their beginning to data.max_length 32\n" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "[test]: 3 of 4 prompts lose their beginning to data.max_length 32 less data.max_new_tokens 12\n" in told
     with pytest.raises(FlexoraError, match=r"data\.max_new_tokens: 32 leaves no room for a prompt in data\.max_length"):
         _ = JsonlInstruction(chatty, max_new_tokens=32, **settings).reported_set
 
 
-def test_a_generated_turn_ends_where_the_template_ends_it(tmp_path: Path, chatty: Backbone) -> None:
-    ended = CHAT_TEMPLATE.replace("<eos>", "<end>\n")
-    model = Backbone(str(save_model(tmp_path / "ended", "llama", chat_template=ended)))
-    assert JsonlInstruction(model, messages=True).stops == ("<end>",)
+def test_generated_and_right_answers_end_where_the_template_ends_a_turn(tmp_path: Path) -> None:
+    model = Backbone(
+        str(save_model(tmp_path / "ended", "llama", chat_template=CHAT_TEMPLATE.replace("<eos>", "\n### End\n")))
+    )
+    write_jsonl(tmp_path / "test.jsonl", [{"prompt": "How many?", "response": "42"}])
+    data = JsonlInstruction(model, source=str(tmp_path), chat_template=True, exact_match=True, max_new_tokens=8)
+    assert data.stops == ("### End",)
+    assert data.matches(until("42\n### End\n###", data.stops), data.answers[0]) == {"exact_match": True}
     assert JsonlInstruction(model).stops == ()
-    assert JsonlInstruction(chatty, messages=True).stops == ()  # its turns end with the end of text
 
 
 def turns(*contents: str) -> list[dict[str, str]]:
@@ -222,14 +265,6 @@ def test_chats_that_are_none(messages: Any, expected: str, tmp_path: Path, chatt
     write_jsonl(tmp_path / "train.jsonl", [{"messages": messages}])
     with pytest.raises(FlexoraError, match=expected):
         JsonlInstruction(chatty, source=str(tmp_path), messages=True, max_length=64).rows("train")
-
-
-def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> None:
-    forgetful = CHAT_TEMPLATE.replace("message['content']", "(message['content'] if loop.last else '')")
-    model = Backbone(str(save_model(tmp_path / "forgetful", "llama", chat_template=forgetful)))
-    write_jsonl(tmp_path / "train.jsonl", [{"messages": turns("a", "b", "c", "d")}])
-    with pytest.raises(FlexoraError, match="the chat template writes turns in another way once others follow"):
-        JsonlInstruction(model, source=str(tmp_path), messages=True).rows("train")
 
 
 def test_a_text_that_yaml_took_for_a_comment(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
@@ -291,6 +326,14 @@ def test_no_reported_row_stands_solved_before_itself(tmp_path: Path, chatty: Bac
     assert len(solved) == len(asked) == 4
     assert not solved & asked
     assert all(text.count("Colour") == 5 for text in texts)
+
+
+def test_solved_examples_of_a_chat_are_turns(tmp_path: Path, chatty: Backbone) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": "Say 1", "response": "1"}])
+    write_jsonl(tmp_path / "test.jsonl", [{"prompt": "Say 2", "response": "2"}])
+    data = JsonlInstruction(chatty, source=str(tmp_path), chat_template=True, num_fewshot=1)
+    text = "<user>Say 1<eos><assistant>1<eos><user>Say 2<eos><assistant>2<eos>"
+    assert scored_text(data, data.reported_set[0]) == (text, "2<eos>")
 
 
 @pytest.mark.parametrize("template", ["Question:", "{stem.foo}"])

@@ -158,6 +158,12 @@ def test_what_is_asked_of_the_hub(
     assert advice in message
 
 
+@pytest.mark.parametrize("where", ["hub:", "hub:owner", "hub:/name", "hub:owner/"])
+def test_places_on_the_hub_that_are_none(where: str) -> None:
+    for ask in (ArcEasy(source=where).check_source, lambda: ArcEasy(source=where).raw("train")):
+        assert f"data.source: {where} names no dataset; write hub:OWNER/NAME" in refusal(ask)
+
+
 def without(*path: Any) -> Callable[[dict[str, Any]], object]:
     def change(row: dict[str, Any]) -> None:
         for key in path[:-1]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from flexora.scoring.generation import _until, generate
+from flexora.data.generative import until
+from flexora.scoring.generation import generate
 from tests.tiny import FAMILIES, byte_tokenizer, tiny_model
 
 PROMPTS = [[72, 105], list(b"a longer prompt"), [33]]
@@ -47,5 +48,5 @@ def test_a_stop_ends_the_answer() -> None:
 
 
 def test_the_first_of_several_stops_counts() -> None:
-    assert _until("one two three", ["three", "two"]) == "one "
-    assert _until("one", ["two"]) == "one"
+    assert until("one two three", ["three", "two"]) == "one "
+    assert until("one", ["two"]) == "one"

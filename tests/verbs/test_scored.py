@@ -1,4 +1,4 @@
-"""A finished evaluation may be asked for more: nothing is lost, and nothing is scored that is there already."""
+"""A finished evaluation may be asked for more: nothing is lost, whatever fails or is gone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 
 from flexora.cli import main
 from flexora.errors import FlexoraError
-from flexora.scoring.results import Results
-from flexora.verbs.scored import asked_for, is_scored
+from flexora.scoring.results import ArmResult, Comparison, Estimate, Results
+from flexora.verbs.scored import asked_for, is_scored, keep_comparisons
 from flexora.verbs.settings import Recipe
 from tests.tiny import tiny_model
 from tests.verbs.test_bad_input import failing
@@ -49,6 +49,11 @@ def test_a_finished_evaluation_may_be_asked_for_more(
     def asked(*others: str) -> Recipe:
         return Recipe("run", [*flags, *others])
 
+    with monkeypatch.context() as patch:
+        patch.setattr("flexora.verbs.evaluate._ask_referee", fail)
+        assert "no memory" in failing([*more, "--evaluate.referee=lm-eval"], capfd)
+    assert [arm.name for arm in Results.read(out / "results.json").arms] == ["base", str(adapter)]
+
     assert is_scored(asked())
     assert is_scored(asked("--evaluate.samples=true"))
     assert not is_scored(asked("--evaluate.referee=lm-eval"))
@@ -56,5 +61,42 @@ def test_a_finished_evaluation_may_be_asked_for_more(
     assert asked_for(asked())["arms"] == ["base", str(adapter)]
     with (adapter / "adapter_model.safetensors").open("ab") as file:
         file.write(b" ")  # another adapter now
-    assert not is_scored(asked())
+    assert is_scored(asked())
+    assert not is_scored(asked(f"--evaluate.arms=[base, {adapter}]"))
     assert asked_for(asked())["arms"] == ["base"]
+    assert main(["evaluate", *flags, "--evaluate.referee=lm-eval"]) == 0
+    assert f"evaluate: {adapter}: its adapter is not the one that was scored; left out" in " ".join(
+        capfd.readouterr().err.split()
+    )
+
+
+def test_what_a_referee_said_stays_with_its_adapter(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    asked = Recipe("run", ["--config", str(recipe())])
+
+    def results(*arms: str, **referee: Comparison) -> Results:
+        estimate = {"acc": Estimate(value=0.5, stderr=0.1)}
+        made = [
+            ArmResult(
+                name=arm, adapted_layers=0, trainable_parameters=0, metrics=estimate, loss=1.0, referee=referee.get(arm)
+            )
+            for arm in arms
+        ]
+        shared = {
+            "benchmark": "Made",
+            "split": "test",
+            "rows": 1,
+            "split_rows": 1,
+            "model": "m",
+            "precision": "32-true",
+        }
+        return Results(**shared, primary_metric="acc", arms=made)
+
+    said = Comparison(
+        referee="r", rows=1, largest=0.0, other_predictions=0, near_ties=0, accuracy=0.5, referee_accuracy=0.5
+    )
+    (tmp_path / "out" / "evaluate").mkdir(parents=True)
+    results("base", "lora", "flexora", base=said, lora=said).write(asked.folder.results)
+    asked.folder.finish("evaluate", {"adapters": {"base": None, "lora": "a", "flexora": "b"}})
+    new = results("base", "lora", "flexora", "more")
+    keep_comparisons(new, asked, {"base": None, "lora": "other", "flexora": "b", "more": "c"})
+    assert [arm.referee for arm in new.arms] == [said, None, None, None]

@@ -1,0 +1,122 @@
+"""Conversations by templates of every kind: what is read, what is scored, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from flexora.data.chat import DATE, Message, encode_conversation, end_of_turn, write_conversation
+from flexora.data.encoding import tokenize
+from tests.tiny import CHAT_TEMPLATE, byte_tokenizer
+
+#: Llama 3 strips contents and opens with the beginning of text; Phi 3 ends the last turn with more than the others;
+#: Mistral has no opening words of the assistant; Gemma calls it the model; Llama 3.2 names the day.
+TEMPLATES = {
+    "plain": CHAT_TEMPLATE,
+    "llama 3": "{{ bos_token }}{% for m in messages %}<h>{{ m['role'] }}</h>\n\n{{ m['content'] | trim }}<eot>"
+    "{% endfor %}{% if add_generation_prompt %}<h>assistant</h>\n\n{% endif %}",
+    "phi 3": "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
+    "mistral": "{% for m in messages %}{% if m['role'] == 'assistant' %} {{ m['content'] }}{{ eos_token }}"
+    "{% else %}[INST] {{ m['content'] }}[/INST]{% endif %}{% endfor %}",
+    "gemma": "{% for m in messages %}<start>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{{ m['content'] | trim }}<end>\n{% endfor %}{% if add_generation_prompt %}<start>model\n{% endif %}",
+    "dated": "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "Today: {{ date_string }}\n" + CHAT_TEMPLATE,
+}
+ENDS = {
+    "plain": "<eos>",
+    "llama 3": "<eot>",
+    "phi 3": "<|end|>",
+    "mistral": "<eos>",
+    "gemma": "<end>",
+    "dated": "<eos>",
+}
+
+
+def chat(*contents: str, first: str = "user") -> list[Message]:
+    others = {"user": "assistant", "assistant": "user"}
+    roles = [first if number % 2 == 0 else others[first] for number in range(len(contents))]
+    return [Message(role=role, content=content) for role, content in zip(roles, contents, strict=True)]
+
+
+def tokenizer_with(template: str) -> PreTrainedTokenizerFast:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def scored(messages: list[Message], tokenizer: PreTrainedTokenizerFast, *, every_turn: bool) -> tuple[str, list[str]]:
+    """A conversation as text, and its scored stretches."""
+    conversation = write_conversation(messages, tokenizer, every_turn=every_turn)
+    tokens = tokenize(conversation.texts(tokenizer), tokenizer)
+    encoded = encode_conversation(conversation, tokenizer, 512, tokens)
+    (ids,), (start,) = encoded["sequences"], encoded["starts"]
+    stretches: list[list[int]] = []
+    for position in range(start, len(ids)):
+        if position in encoded["unscored"]:
+            continue
+        if position - 1 in encoded["unscored"] or position == start:
+            stretches.append([])
+        stretches[-1].append(ids[position])
+    return str(tokenizer.decode(ids)), [str(tokenizer.decode(stretch)) for stretch in stretches]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_text_is_the_templates_and_answers_are_scored_with_their_ends(name: str) -> None:
+    tokenizer = tokenizer_with(TEMPLATES[name])
+    messages = chat("one?", "first", "two?", "second", "three?", "third")
+    text, stretches = scored(messages, tokenizer, every_turn=True)
+    assert text == tokenizer.apply_chat_template(messages, tokenize=False, date_string=DATE)
+    assert len(stretches) == 3
+    for stretch, answer in zip(stretches, ("first", "second", "third"), strict=True):
+        assert stretch.strip().startswith(answer + ENDS[name])
+        assert not any(other in stretch for other in ("one", "two", "three"))
+    assert scored(messages, tokenizer, every_turn=False) == (text, stretches[-1:])
+    assert end_of_turn(tokenizer) == ENDS[name]
+    asked = tokenizer.apply_chat_template(messages[:5], add_generation_prompt=True, tokenize=False, date_string=DATE)
+    assert text[: -len(stretches[-1])] == asked  # what a server gives the model
+
+
+def test_a_greeting_is_read_and_not_scored() -> None:
+    tokenizer = tokenizer_with(CHAT_TEMPLATE)
+    text, stretches = scored(chat("Hello!", "one?", "first", first="assistant"), tokenizer, every_turn=True)
+    assert text == "<assistant>Hello!<eos><user>one?<eos><assistant>first<eos>"
+    assert stretches == ["first<eos>"]
+    with pytest.raises(ValueError, match="the assistant answers nothing"):
+        write_conversation(chat("Hello!", first="assistant"), tokenizer, every_turn=True)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHAT_TEMPLATE.replace("message['content']", "(message['content'] if loop.last else '')"),
+        CHAT_TEMPLATE.replace(
+            "message['content']", "(message['content'] | upper if loop.last else message['content'])"
+        ),
+        CHAT_TEMPLATE.replace("<assistant>{% endif %}", "<assistant><think>{% endif %}"),
+    ],
+    ids=["forgets", "changes", "opens otherwise"],
+)
+def test_templates_that_rewrite_turns_are_refused(template: str) -> None:
+    with pytest.raises(ValueError, match="the chat template writes turns in another way once others follow"):
+        write_conversation(chat("a", "b", "c", "d"), tokenizer_with(template), every_turn=True)
+
+
+@pytest.mark.parametrize("answer", ["\n\nyes", "  yes", "yes"])
+def test_an_answer_never_changes_the_tokens_of_its_prompt(answer: str) -> None:
+    """Line feeds would merge across the border, and a space would stand before the first word of each part."""
+    pieces = ["<eos>", *"?:yesabcdfghijklmnopqrtuvwxz<>", "\u2581", "\n", "\n\n"]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("\n", "\n")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    chatty = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+    chatty.chat_template = "{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }}{% endfor %}" + (
+        "{% if add_generation_prompt %}assistant:\n{% endif %}"
+    )
+    conversation = write_conversation(chat("a?", answer), chatty, every_turn=True)
+    encoded = encode_conversation(conversation, chatty, 64, tokenize(conversation.texts(chatty), chatty))
+    (ids,), (start,) = encoded["sequences"], encoded["starts"]
+    assert ids[:start] == chatty.encode("user:\na?assistant:\n", add_special_tokens=False)
+    assert "".join(chatty.convert_ids_to_tokens(ids[start:])) == answer.replace(" ", "\u2581")
