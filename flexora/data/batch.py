@@ -129,8 +129,10 @@ def _pack(question: EncodedQuestion, all_choices: bool) -> Packed:
     wanted = range(len(question["sequences"])) if all_choices else [question["answer"]]
     sequences = [question["sequences"][index] for index in wanted]
     starts = [question["starts"][index] for index in wanted]
-    shared = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False))
-    prefix = min(sum(1 for _ in shared), *starts) if len(sequences) > 1 else starts[0]
+    # Last tokens are only predicted.
+    shared = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*(ids[:-1] for ids in sequences), strict=False))
+    # What all choices begin with is read once, too: the solutions of PIQA often differ in a single word.
+    prefix = sum(1 for _ in shared) if len(sequences) > 1 else starts[0]
     ids, positions, segments = list(sequences[0][:prefix]), list(range(prefix)), [PREFIX] * prefix
     predictions: list[tuple[int, int, int]] = []
     unscored = set(question["unscored"])

@@ -70,7 +70,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         backbone: Backbone | None = None,
         source: str = "hub",
         batch_size: int = 16,
-        evaluate_tokens: int = 4096,
+        evaluate_tokens: int = 2048,
         validation_rows: int = 200,
         train_rows: int | None = None,
         evaluate_rows: int | None = None,

@@ -2,7 +2,8 @@
 
 ``python -m tests.benchmarks.referee`` after ``flexora fetch demo``. Every measurement has a process of its own, and
 each side the best of several batch sizes; loading the model and the harness's index of tasks is in neither time. Memory
-is the peak above the loaded model. ``--only-scores`` compares log-likelihoods and predictions alone, at one batch size.
+is the peak above the loaded model. ``--only-scores`` compares log-likelihoods and predictions alone, in one process:
+its times and its memory mean nothing.
 ``RaceShaped`` are articles of 300 to 500 tokens with four short options, made of BoolQ's passages: RACE itself is in no
 package.
 """
@@ -65,13 +66,13 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def side(name: str, size: int, options: argparse.Namespace) -> dict[str, Any]:
+def side(which: str, name: str, size: int, options: argparse.Namespace) -> dict[str, Any]:
     """Score with one side and one batch size, in this process."""
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
         data = data_of(name, options, Path(folder))
         _ = data.reported_set
-        if options.side == "theirs":
+        if which == "theirs":
             model = harness_model(data, Backbone(), options.adapter, batch_size=size)
             write_task(data, Path(folder))  # reads the index of the harness's tasks, which is kept
             before, start = peak(), time.perf_counter()
@@ -84,7 +85,8 @@ def side(name: str, size: int, options: argparse.Namespace) -> dict[str, Any]:
             trainer = L.Trainer(devices=1, accelerator="cpu", enable_progress_bar=False, **quiet)
             before, start = peak(), time.perf_counter()
             scores = [row.log_likelihoods for row in score(trainer, module, data)]
-        return {"seconds": time.perf_counter() - start, "memory": peak() - before, "scores": scores}
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "memory": peak() - before, "scores": scores, "size": size}
 
 
 def run(which: str, name: str, size: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -109,13 +111,16 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(side(options.benchmarks[0], options.size, options)))
+        print(json.dumps(side(options.side, options.benchmarks[0], options.size, options)))
         return
     header = ["benchmark", "rows", "largest difference", "other predictions", "near ties", "acc", "harness"]
-    table = Table(*header, "seconds", "harness", "ratio", "MB", "harness")
+    table = Table(*header, "seconds", "harness", "ratio", "MB", "harness", "tokens", "requests of a batch")
     for name in options.benchmarks:
-        ours = [run("ours", name, size, options) for size in (OURS[:1] if options.only_scores else OURS)]
-        theirs = [run("theirs", name, size, options) for size in (THEIRS[1:2] if options.only_scores else THEIRS)]
+        if options.only_scores:
+            ours, theirs = [side("ours", name, OURS[0], options)], [side("theirs", name, THEIRS[1], options)]
+        else:
+            ours = [run("ours", name, size, options) for size in OURS]
+            theirs = [run("theirs", name, size, options) for size in THEIRS]
         mine, his = (min(found, key=lambda one: one["seconds"]) for found in (ours, theirs))
         with tempfile.TemporaryDirectory() as folder:
             rows = data_of(name, options, Path(folder)).reported_set
@@ -124,7 +129,8 @@ def main() -> None:
         cells = [name, f"{found.rows}", f"{found.largest:.1e}", f"{found.other_predictions}", f"{found.near_ties}"]
         cells += [f"{found.accuracy:.4f}", f"{found.referee_accuracy:.4f}", f"{mine['seconds']:.1f}"]
         cells += [f"{his['seconds']:.1f}", f"{his['seconds'] / mine['seconds']:.2f}", f"{mine['memory']:.0f}"]
-        table.add_row(*cells, f"{his['memory']:.0f}")
+        cells += [f"{his['memory']:.0f}", f"{mine['size']}", f"{his['size']}"]
+        table.add_row(*cells)
         print(" ".join(cells), flush=True)
     Console(width=160).print(table)
 

@@ -43,6 +43,13 @@ def test_golden_layout() -> None:
     assert batch["normalizer"] == 8.0
 
 
+def test_what_all_choices_begin_with_is_read_once() -> None:
+    batch = collate([encoded(0, ([7, 1, 2, 3, 4], 1), ([7, 1, 2, 5], 1))], [0], 99, all_choices=True)
+    assert batch["input_ids"].tolist() == [[7, 1, 2, 3]]
+    assert batch["source"].tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert batch["target"].tolist() == [1, 2, 3, 4, 1, 2, 5]
+
+
 @pytest.mark.parametrize("all_choices", [True, False], ids=["scoring", "training"])
 def test_every_choice_can_be_read_back(all_choices: bool) -> None:
     rng = random.Random(0)
