@@ -15,8 +15,9 @@ def pick(row: Row, field: str, columns: Columns) -> Any:
     """A field of a row: its column, or the texts of several, with empty lines between them; of ``choices`` their list.
 
     Raises:
-        ValueError: If its column is missing, with the names of those that are there, or holds nothing; or if one of
-            several holds something else than text.
+        ValueError: If its column is missing, with the names of those that are there, or holds nothing; if one of
+            several holds something else than text; or if a choice is missing before others, whose letters and numbers
+            would then be wrong.
     """
     names = columns.get(field, field)
     first, *more = [names] if isinstance(names, str) else names
@@ -31,7 +32,11 @@ def pick(row: Row, field: str, columns: Columns) -> Any:
         if not isinstance(text, str | None):
             raise ValueError(f"column {name} is {text!r}, not text")
     kept = [text for text in texts if text and text.strip()]
-    return kept if field == "choices" else "\n\n".join(kept)
+    if field != "choices":
+        return "\n\n".join(kept)
+    if kept != texts[: len(kept)]:
+        raise ValueError(f"the choices of columns {', '.join(names)} have a gap")
+    return kept
 
 
 def renamed(row: Row, columns: Columns) -> Row:

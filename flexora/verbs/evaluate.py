@@ -43,7 +43,9 @@ def main(arguments: Sequence[str]) -> int:
         require_same_rows(recipe)
     wanted = recipe.sections["evaluate"] = asked_for(recipe)
     for arm in gone_arms(recipe):
-        Console(stderr=True).print(f"evaluate: {arm}: its adapter is not the one that was scored; left out")
+        Console(stderr=True).print(
+            f"evaluate: {arm}: its adapter is not the one that was scored; left out", soft_wrap=True
+        )
     adapters = {arm: adapter_of(folder, arm, recipe.sections["data"]) for arm in wanted["arms"]}
     settings = recipe.settings("evaluate") | {"adapters": fingerprints(folder, adapters)}
     cli = lightning_cli(

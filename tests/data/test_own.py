@@ -11,7 +11,6 @@ import pytest
 
 from flexora.backbone.loading import Backbone
 from flexora.data.batch import collate
-from flexora.data.columns import Columns, pick, renamed
 from flexora.data.generative import until
 from flexora.data.own import JsonlInstruction, JsonlMultipleChoice, choice_index
 from flexora.errors import FlexoraError
@@ -136,40 +135,6 @@ def test_the_loss_is_on_the_response_alone(tmp_path: Path, chatty: Backbone) -> 
     assert (asked.primary_metric, asked.generates) == ("exact_match", True)
     assert asked.matches(" hi \n", "hi") == {"exact_match": True}
     assert asked.matches("hi!", "hi") == {"exact_match": False}
-
-
-def test_new_rows_have_the_columns_names_or_the_fields() -> None:
-    columns: Columns = {"prompt": ["instruction", "input"], "response": "output"}
-    asked = {"instruction": "Sum up.", "input": "A tale."}
-    assert renamed(asked, columns)["prompt"] == "Sum up.\n\nA tale."
-    assert renamed({"prompt": "Sum up."}, columns) == {"prompt": "Sum up."}
-
-
-@pytest.mark.parametrize(
-    ("row", "field", "columns", "expected"),
-    [
-        ({"a": "one"}, "prompt", ["a", "b"], "one"),
-        ({"a": "", "b": "two", "c": " "}, "prompt", ["a", "b", "c"], "two"),
-        ({"a": "one", "b": "two", "c": None}, "choices", ["a", "b", "c"], ["one", "two"]),
-        ({"a": ["x"]}, "choices", "a", ["x"]),
-    ],
-    ids=["left out", "blank", "choices", "one column"],
-)
-def test_fields_of_several_columns(row: dict[str, Any], field: str, columns: Any, expected: Any) -> None:
-    assert pick(row, field, {field: columns}) == expected
-
-
-@pytest.mark.parametrize(
-    ("row", "columns", "expected"),
-    [
-        ({"b": "two"}, ["a", "b"], r"column a is missing among b; map it with data\.columns\.prompt"),
-        ({"a": None, "b": "two"}, ["a", "b"], "column a holds nothing"),
-        ({"a": "one", "b": 2}, ["a", "b"], "column b is 2, not text"),
-    ],
-)
-def test_columns_that_do_not_go_together(row: dict[str, Any], columns: list[str], expected: str) -> None:
-    with pytest.raises(ValueError, match=expected):
-        pick(row, "prompt", {"prompt": columns})
 
 
 @pytest.mark.parametrize(
