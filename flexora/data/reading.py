@@ -11,7 +11,7 @@ from datasets import Features, List, Value
 
 from flexora.data.batch import answer_tokens, packed_length
 from flexora.data.chat import Conversation, Message, encode_conversation, write_conversation
-from flexora.data.encoding import EncodedQuestion, encode, texts_of, tokenize
+from flexora.data.encoding import EncodedQuestion, Tokens, encode, texts_of, tokenize
 from flexora.data.hygiene import text_key
 from flexora.data.prompts import as_chat, as_messages, with_examples
 from flexora.data.question import Pairs
@@ -114,22 +114,33 @@ def encode_rows(
     tokens = tokenize(chain.from_iterable(texts), tokenizer)
     columns: dict[str, list[Any]] = {name: [] for name in EMPTY}
     for row, index, one in zip(rows, indices, found, strict=True):
-        encoded = EMPTY | {"problem": one}
-        if not isinstance(one, str):
-            reading, text = one
-            try:
-                if isinstance(text, Conversation):
-                    question = encode_conversation(text, tokenizer, max_length, tokens, room)
-                else:
-                    question = encode(text, tokenizer, max_length, tokens, room)
-                encoded = {**question, **_facts(question), "problem": ""}
-                encoded |= {"asked": text_key(reading.asked), "said": text_key(reading.said)}
-            except ValueError as error:
-                encoded = EMPTY | {"problem": _reason(error)}
+        encoded = (
+            EMPTY | {"problem": one} if isinstance(one, str) else _encoded(*one, tokenizer, max_length, tokens, room)
+        )
         encoded["line"] = row.get(LINE, index + 1)
         for name, column in columns.items():
             column.append(encoded[name])
     return columns
+
+
+def _encoded(
+    reading: Reading,
+    written: Pairs | Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    tokens: Tokens,
+    room: int,
+) -> dict[str, Any]:
+    """The columns of one row, but for its line."""
+    try:
+        if isinstance(written, Conversation):
+            question = encode_conversation(written, tokenizer, max_length, tokens, room)
+        else:
+            question = encode(written, tokenizer, max_length, tokens, room)
+    except ValueError as error:
+        return EMPTY | {"problem": _reason(error)}
+    keys = {"asked": text_key(reading.asked), "said": text_key(reading.said)}
+    return {**question, **_facts(question), **keys, "problem": ""}
 
 
 def _written(

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from flexora.data.columns import Columns, pick, renamed
+from flexora.data.own import JsonlInstruction
+from flexora.errors import FlexoraError
 
 
 def test_new_rows_have_the_columns_names_or_the_fields() -> None:
@@ -47,3 +49,16 @@ def test_a_gap_among_choices_is_refused() -> None:
 def test_columns_that_do_not_go_together(row: dict[str, Any], columns: list[str], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         pick(row, "prompt", {"prompt": columns})
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"columns": {"prompt": "x"}, "messages": True}, "prompt: x names no column of one of messages"),
+        ({"columns": {"messages": ["a", "b"]}, "messages": True}, r"\['a', 'b'\] are several; name one column"),
+        ({"columns": {"prompt": []}}, r"prompt: \[\] names no column"),
+    ],
+)
+def test_mappings_that_mean_nothing(settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(FlexoraError, match=rf"data\.columns: .*{expected}"):
+        JsonlInstruction(**settings)

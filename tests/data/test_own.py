@@ -137,19 +137,6 @@ def test_the_loss_is_on_the_response_alone(tmp_path: Path, chatty: Backbone) -> 
     assert asked.matches("hi!", "hi") == {"exact_match": False}
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"columns": {"prompt": "x"}, "messages": True}, "prompt: x names no column of one of messages"),
-        ({"columns": {"messages": ["a", "b"]}, "messages": True}, r"\['a', 'b'\] are several; name one column"),
-        ({"columns": {"prompt": []}}, r"prompt: \[\] names no column"),
-    ],
-)
-def test_mappings_that_mean_nothing(settings: dict[str, Any], expected: str) -> None:
-    with pytest.raises(FlexoraError, match=rf"data\.columns: .*{expected}"):
-        JsonlInstruction(**settings)
-
-
 def test_chats_and_chat_templates_give_the_same_tokens(tmp_path: Path, chatty: Backbone) -> None:
     for name, row in {
         "pairs": {"prompt": "Say hi", "response": "hi there"},
