@@ -75,7 +75,7 @@ def collate(
     *,
     all_choices: bool,
     contrast: bool = False,
-    normalizer: int = 0,
+    normalizer: float = 0,
 ) -> Batch:
     """Pack questions into a batch.
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from torch.utils.data import Sampler
 
 Numbers = Sequence[int] | np.ndarray
+Item = TypeVar("Item")
 
 #: Rows are sorted by length within this many batches: long enough to save padding, short enough to keep shuffling.
 GROUP = 50
@@ -20,10 +23,13 @@ GROUP = 50
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of one forward pass, and the terms of the loss in the whole optimiser step that it belongs to."""
+    """Rows of one forward pass, and the terms of the loss in the whole optimiser step that it belongs to.
+
+    Infinitely many terms make the rows count for nothing: every process must make as many passes as the others.
+    """
 
     rows: list[int]
-    normalizer: int
+    normalizer: float
 
 
 def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
@@ -31,47 +37,79 @@ def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def sorted_batches(lengths: Numbers, batch_size: int) -> list[list[int]]:
-    """All rows in batches of like length, longest first, so that memory peaks at the start."""
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    return [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
+def length_batches(lengths: Numbers, batch_size: int | None = None, max_tokens: int | None = None) -> list[list[int]]:
+    """All rows in batches of like length, longest first, so that memory peaks at the start.
 
-
-def token_batches(lengths: Numbers, max_tokens: int) -> list[list[int]]:
-    """All rows in batches of like length whose padded size stays within ``max_tokens``, longest first.
-
-    A row that is longer than that has a batch of its own.
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Most rows of a batch; any number by default.
+        max_tokens: Most tokens of a batch, padding included; a row that is longer has a batch of its own.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     batches: list[list[int]] = []
     start = 0
     while start < len(order):
-        size = max(1, max_tokens // int(lengths[order[start]]))
+        size = len(order) if batch_size is None else batch_size
+        if max_tokens is not None:
+            size = min(size, max(1, max_tokens // int(lengths[order[start]])))
         batches.append(order[start : start + size].tolist())
         start += size
     return batches
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which batches of all are this process's: they are dealt in turn.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        world_size: Number of processes.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+    def of(self, batches: Sequence[Item]) -> list[Item]:
+        """This process's share."""
+        return list(batches[self.rank :: self.world_size])
 
 
 class LengthGroupedBatches(Sampler[MicroBatch]):
     """Shuffled batches of rows of like length, for the fine-tune.
 
     Rows are shuffled, sorted by length within groups of :data:`GROUP` batches, cut into batches, and the batches are
-    shuffled again. Every row comes once an epoch; a last short batch is kept.
+    shuffled again. Every row comes once an epoch; a last short batch is kept. Several processes are dealt the batches
+    of each optimiser step in turn, so that they make the steps that one process makes which accumulates as much more;
+    who gets none in the last step repeats a batch that counts for nothing.
 
     Args:
         lengths: Tokens of each row.
         terms: Terms of the loss of each row.
-        batch_size: Rows of one forward pass.
-        accumulate: Forward passes of one optimiser step.
+        batch_size: Most rows of one forward pass.
+        accumulate: Forward passes of one optimiser step, in each process.
         seed: Seed of the order.
+        max_tokens: Most tokens of one forward pass, padding included. How many batches that makes depends on the rows
+            that come together, so they are the same in every epoch then, and their order alone changes.
+        share: This process's share.
     """
 
-    def __init__(self, lengths: Numbers, terms: Numbers, batch_size: int, accumulate: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        lengths: Numbers,
+        terms: Numbers,
+        batch_size: int,
+        accumulate: int = 1,
+        seed: int = 0,
+        max_tokens: int | None = None,
+        share: Share | None = None,
+    ) -> None:
         self.lengths = np.asarray(lengths)
         self.terms = np.asarray(terms)
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.seed = seed
+        self.max_tokens = max_tokens
+        self.share = share or Share()
         self.epoch = 0
 
     @property
@@ -83,21 +121,43 @@ class LengthGroupedBatches(Sampler[MicroBatch]):
         """Choose the epoch whose order the next iteration gives."""
         self.epoch = epoch
 
-    def __len__(self) -> int:
-        return math.ceil(len(self.lengths) / self.batch_size)
+    @property
+    def step_size(self) -> int:
+        """Batches of one optimiser step, in all processes."""
+        return self.accumulate * self.share.world_size
 
-    def __iter__(self) -> Iterator[MicroBatch]:
-        order = permutation(len(self.lengths), self.seed, self.epoch)
+    def __len__(self) -> int:
+        whole, rest = divmod(self._count, self.step_size)
+        return whole * self.accumulate + math.ceil(rest / self.share.world_size)
+
+    @cached_property
+    def _count(self) -> int:
+        """Batches of an epoch, in all processes."""
+        if self.max_tokens is None:
+            return math.ceil(len(self.lengths) / self.batch_size)
+        return len(self._batches(0))
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch, before they are shuffled."""
+        order = permutation(len(self.lengths), self.seed, epoch)
         batches: list[list[int]] = []
         group = GROUP * self.batch_size
         for start in range(0, len(order), group):
             chunk = order[start : start + group]
-            batches += [chunk[batch].tolist() for batch in sorted_batches(self.lengths[chunk], self.batch_size)]
+            cut = length_batches(self.lengths[chunk], self.batch_size, self.max_tokens)
+            batches += [chunk[batch].tolist() for batch in cut]
+        return batches
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        batches = self._batches(self.epoch if self.max_tokens is None else 0)
         batches = [batches[index] for index in permutation(len(batches), self.seed + 1, self.epoch)]
-        for start in range(0, len(batches), self.accumulate):
-            step = batches[start : start + self.accumulate]
+        for start in range(0, len(batches), self.step_size):
+            step = batches[start : start + self.step_size]
             total = int(sum(self.terms[rows].sum() for rows in step))
-            yield from (MicroBatch(rows, total) for rows in step)
+            own = self.share.of(step)
+            yield from (MicroBatch(rows, total) for rows in own)
+            if len(own) < math.ceil(len(step) / self.share.world_size):
+                yield MicroBatch(step[0], math.inf)
 
 
 @dataclass(frozen=True)
@@ -122,5 +182,5 @@ class RowStream:
 
 def group_rows(rows: np.ndarray, lengths: np.ndarray, batch_size: int, seed: Sequence[int]) -> list[list[int]]:
     """Cut drawn rows into batches of like length, in an order that depends on ``seed`` alone."""
-    batches = [rows[batch].tolist() for batch in sorted_batches(lengths[rows], batch_size)]
+    batches = [rows[batch].tolist() for batch in length_batches(lengths[rows], batch_size)]
     return [batches[index] for index in np.random.default_rng(list(seed)).permutation(len(batches))]

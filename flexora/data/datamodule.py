@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from flexora.data.batch import Batch
-from flexora.data.batching import LengthGroupedBatches, MicroBatch, permutation, sorted_batches, token_batches
+from flexora.data.batching import LengthGroupedBatches, MicroBatch, Share, length_batches, permutation
 from flexora.data.bilevel import BilevelDataModule
 from flexora.data.encoded import EncodedDataModule, Objective
 from flexora.data.fingerprint import rows_fingerprint
@@ -117,19 +117,33 @@ class AnswerDataModule(EncodedDataModule):
         """Shuffled, length-grouped batches."""
         rows = self.training_rows(self.train_set, self.objective)
         accumulate = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
-        return loader(
-            rows, LengthGroupedBatches(rows.lengths, rows.terms, self.batch_size, accumulate=accumulate, seed=self.seed)
+        batches = LengthGroupedBatches(
+            rows.lengths,
+            rows.terms,
+            self.batch_size,
+            accumulate=accumulate,
+            seed=self.seed,
+            max_tokens=self.max_tokens_per_batch,
+            share=self.share,
         )
+        return loader(rows, batches)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The held-out rows."""
         rows = self.training_rows(self.validation_set, self.validation_objective)
-        return loader(rows, [MicroBatch(batch, 0) for batch in sorted_batches(rows.lengths, self.batch_size)])
+        batches = length_batches(rows.lengths, self.batch_size, self.max_tokens_per_batch)
+        return loader(rows, [MicroBatch(batch, 0) for batch in self.share.of(batches)])
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The reported rows, every choice of a question packed behind its prompt."""
         rows = EncodedRows(self.reported_set, self.pad_token, all_choices=True)
-        return loader(rows, [MicroBatch(batch, 0) for batch in token_batches(rows.lengths, self.evaluate_tokens)])
+        batches = length_batches(rows.lengths, max_tokens=self.evaluate_tokens)
+        return loader(rows, [MicroBatch(batch, 0) for batch in self.share.of(batches)])
+
+    @property
+    def share(self) -> Share:
+        """This process's share of the batches."""
+        return Share() if self.trainer is None else Share(self.trainer.global_rank, self.trainer.world_size)
 
     def training_rows(self, data: Dataset, objective: Objective) -> EncodedRows:
         """Encoded rows as an objective needs them."""

@@ -37,7 +37,9 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         backbone: The base model, whose tokenizer is used. Recipes fill it in from their own section.
         source: ``hub``, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/CONFIGURATION``, ``packaged``, or a folder of
             ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or ``.parquet``).
-        batch_size: Rows of one forward pass in training.
+        batch_size: Rows of one forward pass in training; at most so many where ``max_tokens_per_batch`` is given.
+        max_tokens_per_batch: Most tokens of one forward pass of the fine-tune, padding included, so that long rows go
+            together in fewer; any number by default. The search draws ``search.batch_size`` rows whatever their length.
         evaluate_tokens: Tokens of one forward pass in evaluation, padding included; it decides speed and memory alone.
         validation_rows: Rows held out of the train split.
         train_rows: Rows to train on; all that remain by default.
@@ -70,6 +72,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         backbone: Backbone | None = None,
         source: str = "hub",
         batch_size: int = 16,
+        max_tokens_per_batch: int | None = None,
         evaluate_tokens: int = 2048,
         validation_rows: int = 200,
         train_rows: int | None = None,
@@ -86,7 +89,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         super().__init__()
         counts: dict[str, int | None] = {"batch_size": batch_size, "evaluate_tokens": evaluate_tokens}
         counts |= {"validation_rows": validation_rows, "train_rows": train_rows, "evaluate_rows": evaluate_rows}
-        counts |= {"max_length": max_length}
+        counts |= {"max_length": max_length, "max_tokens_per_batch": max_tokens_per_batch}
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise FlexoraError(f"data.{name}: {value} is too small; give at least 1")
@@ -95,6 +98,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         self.backbone = backbone or Backbone()
         self.source = source
         self.batch_size = batch_size
+        self.max_tokens_per_batch = max_tokens_per_batch
         self.evaluate_tokens = evaluate_tokens
         self.validation_rows = validation_rows
         self.train_rows = train_rows

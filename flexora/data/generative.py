@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from flexora.data.batching import MicroBatch, token_batches
+from flexora.data.batching import MicroBatch, length_batches
 from flexora.data.chat import end_of_turn
 from flexora.data.datamodule import AnswerDataModule, loader
 from flexora.data.question import Pairs
@@ -113,8 +113,8 @@ class GenerativeDataModule(AnswerDataModule):
     def prompt_loader(self, data: Dataset) -> DataLoader[PromptBatch]:
         """A loader of prompts, the longest first."""
         lengths = [starts[0] + self.max_new_tokens for starts in data["starts"]]
-        batches = [MicroBatch(rows, 0) for rows in token_batches(lengths, self.evaluate_tokens)]
-        return loader(Prompts(data), batches)
+        batches = [MicroBatch(rows, 0) for rows in length_batches(lengths, max_tokens=self.evaluate_tokens)]
+        return loader(Prompts(data), self.share.of(batches))
 
     @cached_property
     def answers(self) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from flexora.data.batching import MicroBatch, token_batches
+from flexora.data.batching import MicroBatch, length_batches
 from flexora.data.columns import renamed
 from flexora.data.datamodule import loader
 from flexora.data.generative import GenerativeDataModule
@@ -106,7 +106,9 @@ def _loader(data: AnswerDataModule, rows: Dataset) -> Any:
     if isinstance(data, GenerativeDataModule):
         return data.prompt_loader(rows)
     packed = EncodedRows(rows, data.pad_token, all_choices=True)
-    return loader(packed, [MicroBatch(batch, 0) for batch in token_batches(packed.lengths, data.evaluate_tokens)])
+    return loader(
+        packed, [MicroBatch(batch, 0) for batch in length_batches(packed.lengths, max_tokens=data.evaluate_tokens)]
+    )
 
 
 def _choice(scores: list[float], chars: list[int], choices: Sequence[str], data: AnswerDataModule) -> dict[str, Any]:

@@ -19,10 +19,19 @@ if TYPE_CHECKING:
 
 #: Settings of the data that leave a phase's result as it is; evaluation batches only decide speed.
 UNDECISIVE_DATA: dict[Phase, set[str]] = {
-    "search": {"batch_size", "evaluate_rows", "evaluate_tokens", "num_fewshot", "max_new_tokens", "exact_match"},
+    "search": {
+        "batch_size",
+        "max_tokens_per_batch",
+        "evaluate_rows",
+        "evaluate_tokens",
+        "num_fewshot",
+        "max_new_tokens",
+        "exact_match",
+    },
     "finetune": {"evaluate_rows", "evaluate_tokens", "num_fewshot", "max_new_tokens", "exact_match"},
     "evaluate": {
         "batch_size",
+        "max_tokens_per_batch",
         "train_rows",
         "validation_rows",
         "evaluate_tokens",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from flexora.backbone.loading import Backbone
 from flexora.data.arc import ArcEasy
-from flexora.data.batching import GROUP, LengthGroupedBatches, RowStream, group_rows, permutation, sorted_batches
+from flexora.data.batching import GROUP, LengthGroupedBatches, RowStream, Share, group_rows, length_batches, permutation
 from flexora.data.bilevel import OuterBatch
 
 LENGTHS = np.random.default_rng(0).integers(5, 200, 1003).tolist()
@@ -24,8 +25,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def batches_of(epoch: int = 0, size: int = 8, accumulate: int = 3, seed: int = 0) -> list[Any]:
-    sampler = LengthGroupedBatches(LENGTHS, ANSWERS, size, accumulate=accumulate, seed=seed)
+def batches_of(epoch: int = 0, size: int = 8, accumulate: int = 3, seed: int = 0, **settings: Any) -> list[Any]:
+    sampler = LengthGroupedBatches(LENGTHS, ANSWERS, size, accumulate=accumulate, seed=seed, **settings)
     sampler.sampler.set_epoch(epoch)
     batches = list(sampler)
     assert len(batches) == len(sampler)
@@ -61,6 +62,37 @@ def test_normalizer_counts_the_answer_tokens_of_the_optimiser_step(accumulate: i
         assert {batch.normalizer for batch in step} == {tokens}
 
 
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("settings", [{}, {"max_tokens": 900}], ids=["by rows", "by tokens"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_processes_are_dealt_the_steps_of_one(world_size: int, settings: dict[str, int], accumulate: int) -> None:
+    """Together they make the optimiser steps of one process that accumulates as much more, and as many passes each."""
+    joint = batches_of(epoch=1, size=5, accumulate=accumulate * world_size, **settings)
+    dealt = [
+        batches_of(epoch=1, size=5, accumulate=accumulate, share=Share(rank, world_size), **settings)
+        for rank in range(world_size)
+    ]
+    assert len({len(batches) for batches in dealt}) == 1
+    passes = [batch for together in zip(*dealt, strict=True) for batch in together]
+    assert [batch for batch in passes if batch.normalizer < math.inf] == joint
+    idle = len(passes) - len(joint)
+    assert 0 <= idle < world_size
+    assert idle or settings  # 201 batches do not divide
+    assert all(batch.normalizer == math.inf for batch in passes[len(joint) :])
+
+
+def test_batches_keep_to_a_budget_of_tokens() -> None:
+    batches = batches_of(max_tokens=900, size=16)
+    sizes = [len(batch.rows) * max(LENGTHS[row] for row in batch.rows) for batch in batches]
+    assert max(sizes) <= 900
+    assert {len(batch.rows) for batch in batches} >= {4, 16}  # long rows in fewer, short ones as many as allowed
+    assert sorted(row for batch in batches for row in batch.rows) == list(range(len(LENGTHS)))
+    later = batches_of(epoch=1, max_tokens=900, size=16)
+    assert later != batches  # the order alone: an epoch that had more batches than the first would be cut off
+    assert sorted(sorted(batch.rows) for batch in later) == sorted(sorted(batch.rows) for batch in batches)
+    assert [batch.rows for batch in batches_of(max_tokens=1, size=16)].count([LENGTHS.index(max(LENGTHS))]) == 1
+
+
 def padding(batches: list[list[int]]) -> int:
     return sum(sum(max(LENGTHS[row] for row in rows) - LENGTHS[row] for row in rows) for rows in batches)
 
@@ -69,12 +101,12 @@ def test_grouped_batches_waste_less_padding() -> None:
     order = permutation(len(LENGTHS), 0, 0).tolist()
     random_order = padding([order[start : start + 8] for start in range(0, len(order), 8)])
     assert padding([batch.rows for batch in batches_of()]) < random_order / 5
-    assert padding(sorted_batches(LENGTHS, 8)) < random_order / 5
+    assert padding(length_batches(LENGTHS, 8)) < random_order / 5
     assert len(LENGTHS) > 2 * GROUP * 8  # the groups are several, and shuffled among each other
 
 
-def test_sorted_batches_start_with_the_longest() -> None:
-    batches = sorted_batches(LENGTHS, 16)
+def test_batches_of_like_length_start_with_the_longest() -> None:
+    batches = length_batches(LENGTHS, 16)
     assert [LENGTHS[row] for rows in batches for row in rows] == sorted(LENGTHS, reverse=True)
     assert sorted(row for rows in batches for row in rows) == list(range(len(LENGTHS)))
 
