@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from flexora.data.batch import PADDING, Batch, branch_mask
+from flexora.data.batch import Batch, branch_mask
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -31,12 +31,12 @@ def token_log_likelihoods(model: PreTrainedModel | PeftModel, batch: Batch) -> T
         ``[m]`` in nats, float32 (float64 for a float64 model), in the order of ``batch["target"]``.
     """
     base = cast("Any", model.get_base_model() if hasattr(model, "get_base_model") else model)
-    hidden = base.get_decoder()(
-        input_ids=batch["input_ids"],
-        attention_mask=_attention_mask(base, batch),
-        position_ids=batch["position_ids"],
-        use_cache=False,
-    ).last_hidden_state
+    # Where choices share nothing, plain causal attention is right: padding stands on the right, where no token looks.
+    # Without a mask torch takes its flash kernels, and shares the keys of grouped queries instead of copying them.
+    layout = {}
+    if batch["branched"]:
+        layout = {"attention_mask": _attention_mask(base, batch), "position_ids": batch["position_ids"]}
+    hidden = base.get_decoder()(input_ids=batch["input_ids"], use_cache=False, **layout).last_hidden_state
     logits = base.get_output_embeddings()(hidden.flatten(0, 1)[batch["source"]])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bf16 log-softmax would round the loss
     return -F.cross_entropy(logits, batch["target"], reduction="none")
@@ -62,9 +62,7 @@ def answer_loss(model: PreTrainedModel | PeftModel, batch: Batch) -> Tensor:
     return F.cross_entropy(padded, batch["answers"], reduction="sum")
 
 
-def _attention_mask(base: Any, batch: Batch) -> Tensor | None:
-    if not batch["branched"]:
-        return batch["segments"] != PADDING
+def _attention_mask(base: Any, batch: Batch) -> Tensor:
     mask = branch_mask(batch, window=getattr(base.config, "sliding_window", None))
     if base.config._attn_implementation == "sdpa":
         return mask
