@@ -50,6 +50,7 @@ def attach(model: PreTrainedModel, adapter: LoraConfig, selection: Selection, fa
     config.target_modules = wanted
     # from_pretrained gives a model in evaluation mode, in which checkpointing and dropout would stay off.
     peft_model = get_peft_model(model, config).train()
+    model.disable_input_require_grads()  # PEFT does as transformers; see Backbone.load_model
     adapted = {status.name.removeprefix("model.") for status in get_layer_status(peft_model)}
     if adapted != wanted:
         wrong = sorted(adapted ^ wanted)[0]

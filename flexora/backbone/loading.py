@@ -90,6 +90,9 @@ class Backbone:
         if self.gradient_checkpointing:
             # The non-reentrant form alone works with torch.autograd.grad and needs no input that requires grad.
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # transformers has them require grad for the other form: every layer would then be walked back through,
+            # those below the lowest adapted one too.
+            model.disable_input_require_grads()
         return model
 
     def _from_pretrained(self, auto: Any, **options: Any) -> Any:

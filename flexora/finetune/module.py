@@ -16,6 +16,7 @@ from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone, describe
 from flexora.data.batch import terms
 from flexora.errors import FlexoraError
+from flexora.finetune.prefix import PrefixCache
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.selection import resolve_selection
 
@@ -35,6 +36,10 @@ class FinetuneModule(L.LightningModule):
         learning_rate: Peak learning rate.
         weight_decay: Decoupled weight decay.
         warmup_ratio: Share of the steps over which the learning rate rises.
+        prefix_cache: GiB of the machine's memory for what the layers below the lowest chosen one make of each row, so
+            that they are computed in the first epoch alone; 0 computes them always. It pays from the second epoch on,
+            the more the higher the lowest chosen layer lies. On one device.
+        compile: Compile the decoder layers with ``torch.compile``: minutes at the start, faster steps on a GPU.
         seed: Seed of LoRA's initial weights. Recipes fill it in from their own section.
     """
 
@@ -46,6 +51,8 @@ class FinetuneModule(L.LightningModule):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
         warmup_ratio: float = 0.1,
+        prefix_cache: float = 0.0,
+        compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -53,6 +60,8 @@ class FinetuneModule(L.LightningModule):
             raise FlexoraError(f"finetune.learning_rate: {learning_rate} must be positive")
         if not 0 <= warmup_ratio < 1:
             raise FlexoraError(f"finetune.warmup_ratio: {warmup_ratio} must lie in [0, 1)")
+        if not prefix_cache >= 0:
+            raise FlexoraError(f"finetune.prefix_cache: {prefix_cache} GiB is less than nothing; give 0 or more")
         self.strict_loading = False  # the frozen base model is in no checkpoint
         self.backbone = backbone
         self.adapter = adapter
@@ -60,6 +69,8 @@ class FinetuneModule(L.LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_ratio = warmup_ratio
+        self.prefix_cache = prefix_cache
+        self.compiled = compile
         self.seed = seed
         self.model: PeftModel | None = None
         self.val_loss = MeanMetric()
@@ -74,6 +85,12 @@ class FinetuneModule(L.LightningModule):
         selection = resolve_selection(self.selection, config.name, config.num_layers, projections)
         torch.manual_seed(self.seed)
         self.model = attach(self.backbone.load_model(), self.adapter, selection, config.family)
+        self.prefix = PrefixCache(self.model, int(self.prefix_cache * 2**30))
+        if self.compiled:
+            served = self.prefix.layers if self.prefix_cache else []
+            for layer in self.model.get_base_model().get_submodule(config.family.layers):
+                if layer not in served:
+                    layer.compile(dynamic=True)  # one by one: they share their code
 
     @property
     def peft_model(self) -> PeftModel:
@@ -84,6 +101,11 @@ class FinetuneModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse precisions that would round the adapter."""
         require_trainer(self.trainer, "finetune")
+        if self.prefix_cache and self.trainer.world_size > 1:
+            raise FlexoraError(
+                "finetune.prefix_cache: on several devices each epoch deals the rows anew, so that no device finds its "
+                "own again; set it to 0"
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the adapter, warm-up and cosine over all optimiser steps."""
@@ -100,7 +122,8 @@ class FinetuneModule(L.LightningModule):
         Lightning averages over accumulated batches and devices; the factor turns that into the sum over all of them
         divided by their joint number of tokens, so that batches with few answer tokens do not count for more.
         """
-        loss_sum = answer_loss(self.peft_model, batch)
+        with self.prefix.used(batch, "train"):
+            loss_sum = answer_loss(self.peft_model, batch)
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         self.log("train_loss", loss_sum.detach() / terms(batch), prog_bar=True)
         return loss_sum / batch["normalizer"] * parts
@@ -108,7 +131,9 @@ class FinetuneModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Mean loss of the held-out rows, per answer token or per question."""
         count = terms(batch)
-        self.val_loss.update(answer_loss(self.peft_model, batch) / count, weight=count)
+        with self.prefix.used(batch, "validation"):
+            loss_sum = answer_loss(self.peft_model, batch)
+        self.val_loss.update(loss_sum / count, weight=count)
         self.log("val_loss", self.val_loss, prog_bar=True, batch_size=count)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

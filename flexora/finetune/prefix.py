@@ -1,0 +1,99 @@
+"""The frozen prefix: the layers below the lowest adapted one, whose hidden states are the same in every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from flexora.backbone.families import family_of
+from flexora.data.batch import PADDING
+from flexora.errors import FlexoraError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from flexora.data.batch import Batch
+
+
+def frozen_layers(model: PeftModel) -> list[nn.Module]:
+    """The decoder layers that come before everything that is trained, from the first one on."""
+    base = cast("Any", model.get_base_model())
+    layers = base.get_submodule(family_of(type(base).__name__).layers)
+    if any(parameter.requires_grad for parameter in base.get_input_embeddings().parameters()):
+        return []
+    depth = next((i for i, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())), len(layers))
+    return list(layers[:depth])
+
+
+class PrefixCache:
+    """Keeps what the frozen prefix makes of each row, and hands it out in later epochs instead of computing it again.
+
+    A batch is served where all its rows are kept. Rows stay in the memory of the machine, in the precision in which the
+    model passes them on; once the room is used up, further rows are computed every time.
+
+    Args:
+        model: The model with its adapter.
+        room: Bytes that may be kept.
+
+    Raises:
+        FlexoraError: If dropout makes the prefix's output another one each time.
+    """
+
+    def __init__(self, model: PeftModel, room: int) -> None:
+        dropout = float(getattr(model.config, "attention_dropout", 0.0) or 0.0)
+        if dropout:
+            raise FlexoraError(
+                f"finetune.prefix_cache: the base model has attention dropout {dropout}, which differs in every pass; "
+                "set finetune.prefix_cache to 0"
+            )
+        self.layers = frozen_layers(model)
+        self.room = room if self.layers else 0
+        self._kept: dict[Hashable, Tensor] = {}
+
+    @contextmanager
+    def used(self, batch: Batch, split: str) -> Iterator[None]:
+        """Run the model on a batch within this: its prefix is served if it is known, and kept if there is room.
+
+        Args:
+            batch: The batch.
+            split: Which dataset its rows are numbered in.
+        """
+        if not self.room and not self._kept:
+            yield
+            return
+        rows = [(split, row) for row in batch["rows"].tolist()]
+        if all(row in self._kept for row in rows):
+            with self._served(rows, batch["input_ids"].device):
+                yield
+            return
+        handle = self.layers[-1].register_forward_hook(lambda *call: self._keep(rows, batch, call[-1]))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _served(self, rows: Sequence[Hashable], device: torch.device) -> Iterator[None]:
+        """Let the first layer give out the kept states, and the others of the prefix pass them on."""
+        hidden = pad_sequence([self._kept[row] for row in rows], batch_first=True).to(device, non_blocking=True)
+        for layer in self.layers:
+            # On the instance, so that the layer keeps whatever else the model asks it for.
+            layer.forward = lambda *args, **kwargs: hidden
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                del layer.forward
+
+    def _keep(self, rows: Sequence[Hashable], batch: Batch, hidden: Tensor) -> None:
+        lengths = (batch["segments"] != PADDING).sum(dim=1).tolist()
+        for row, length, states in zip(rows, lengths, hidden.detach(), strict=True):
+            size = length * states.shape[1] * states.element_size()
+            if row not in self._kept and size <= self.room:
+                self._kept[row] = states[:length].to("cpu", copy=True)
+                self.room -= size
