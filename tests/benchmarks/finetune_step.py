@@ -1,8 +1,12 @@
-"""Time of fine-tuning steps beside Hugging Face's Trainer with PEFT: the same model, LoRA, rows per step and optimiser.
+"""Time and memory of the fine-tune: beside Hugging Face's Trainer with PEFT, and by the lowest chosen layer.
 
-``python -m tests.benchmarks.finetune_step --steps 20`` after ``flexora fetch demo``. flexora groups rows by length and
-runs the language-model head on answer tokens alone; the Trainer is used the usual way, with labels of -100 on the
-prompt and batches padded to their longest row.
+``python -m tests.benchmarks.finetune_step`` after ``flexora fetch demo``. Every arm makes one epoch over the same rows,
+with the same model, LoRA, precision, optimiser and number of rows a step. The Trainer is used the usual way, with
+labels of -100 on the prompt and batches padded to their longest row: in random order, its default, and grouped by
+length. flexora groups by length, and runs the head on answer tokens alone. The floor is the time of the bare matrix
+products with the frozen weights of the decoder: forward, and backward to their inputs.
+
+``--by-layer`` fine-tunes the layers from each of several upwards, for two epochs with a cache of the frozen prefix.
 """
 
 from __future__ import annotations
@@ -10,54 +14,68 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
+from rich.console import Console
+from rich.table import Table
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from flexora import ArcEasy, Backbone, FinetuneModule
-from flexora.backbone.adapters import attach
-from flexora.backbone.loading import describe
-from flexora.search.selection import resolve_selection
+import flexora
+from flexora import Backbone, FinetuneModule
+from flexora.data.datamodule import AnswerDataModule
+from tests.benchmarks.hypergradient import peak_bytes
+
+ADAPTER = LoraConfig(r=8, lora_alpha=16)
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False}
+CPU = torch.device("cpu")
 
 
 class Stopwatch(Callback, TrainerCallback):
-    """Seconds between the start and the end of training, for either Trainer."""
+    """Seconds of each epoch of training, for either Trainer."""
 
-    seconds = 0.0
+    def __init__(self) -> None:
+        self.started = 0.0
+        self.epochs: list[float] = []
 
-    def on_train_start(self, *args: Any) -> None:
-        self.seconds -= time.perf_counter()
+    def on_train_epoch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.epochs.append(time.perf_counter() - self.started)
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds += time.perf_counter()
+        """Both have one, with other arguments."""
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.on_train_start()
+    on_epoch_begin, on_epoch_end = on_train_epoch_start, on_train_epoch_end
 
 
-def flexora_seconds(data: ArcEasy, adapter: LoraConfig, steps: int) -> float:
-    """Fine-tune LoRA on all layers with flexora."""
+def adapted(data: AnswerDataModule, selection: str = "all", **settings: Any) -> FinetuneModule:
+    """A module whose model is loaded."""
+    module = FinetuneModule(data.backbone, ADAPTER, selection=selection, **settings)
+    module.configure_model()
+    return module
+
+
+def fit(data: AnswerDataModule, module: FinetuneModule, precision: str, epochs: int = 1) -> list[float]:
+    """Train with flexora: seconds of each epoch."""
     watch = Stopwatch()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = L.Trainer(
-        max_steps=steps, devices=1, limit_val_batches=0, enable_progress_bar=False, callbacks=[watch], **quiet
+        max_epochs=epochs, devices=1, limit_val_batches=0, precision=precision, callbacks=[watch], **QUIET
     )
-    trainer.fit(FinetuneModule(data.backbone, adapter), datamodule=data)
-    return watch.seconds
+    trainer.fit(module, datamodule=data)
+    return watch.epochs
 
 
-def trainer_seconds(data: ArcEasy, adapter: LoraConfig, steps: int) -> float:
-    """Fine-tune LoRA on all layers with Hugging Face's Trainer."""
-    base = data.backbone.load_model()
-    architecture = describe(base.config)
-    projections = architecture.family.expand(None)
-    everything = resolve_selection("all", architecture.name, architecture.num_layers, projections)
-    model = attach(base, adapter, everything, architecture.family)
+def train(data: AnswerDataModule, model: PeftModel, precision: str, sampling: str) -> list[float]:
+    """Train with Hugging Face's Trainer: seconds of each epoch."""
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         ids = [torch.tensor(row["sequences"][row["answer"]]) for row in rows]
@@ -72,8 +90,10 @@ def trainer_seconds(data: ArcEasy, adapter: LoraConfig, steps: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
             output_dir=folder,
-            max_steps=steps,
+            num_train_epochs=1,
             per_device_train_batch_size=data.batch_size,
+            train_sampling_strategy=sampling,
+            bf16=precision == "bf16-mixed",
             learning_rate=1e-3,
             lr_scheduler_type="cosine",
             warmup_steps=0.1,
@@ -84,30 +104,87 @@ def trainer_seconds(data: ArcEasy, adapter: LoraConfig, steps: int) -> float:
             remove_unused_columns=False,
         )
         Trainer(model, settings, data_collator=collate, train_dataset=data.train_set, callbacks=[watch]).train()
-    return watch.seconds
+    return watch.epochs
+
+
+def floor(data: AnswerDataModule, model: PeftModel, precision: str) -> float:
+    """Seconds that the products with the frozen weights take at least, for the tokens of one epoch without padding."""
+    layer = model.get_base_model().get_decoder().layers[0]
+    weights = [m.weight for m in layer.modules() if isinstance(m, torch.nn.Linear) and not hasattr(m, "lora_A")]
+    weights = [w.detach() for w in weights if min(w.shape) > ADAPTER.r]
+    lengths = data.train_set["length"]
+    rows = round(data.batch_size * sum(lengths) / len(lengths))
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for weight in weights:
+            w = weight.to(dtype)
+            out = torch.ones(rows, w.shape[1], dtype=dtype) @ w.T
+            out @ w
+        seconds.append(time.perf_counter() - start)
+    layers = model.config.num_hidden_layers
+    return median(seconds) * layers * sum(lengths) / rows
+
+
+def beside_the_trainer(data: AnswerDataModule, precision: str, repeats: int) -> None:
+    """Print times, ratios and memory of flexora and of the Trainer."""
+    arms: dict[str, Callable[[FinetuneModule], list[float]]] = {
+        "flexora": lambda module: fit(data, module, precision),
+        "Trainer": lambda module: train(data, module.peft_model, precision, "random"),
+        "Trainer, grouped by length": lambda module: train(data, module.peft_model, precision, "group_by_length"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for repeat in range(repeats):  # alternating, so that a machine that grows slower or faster hits all
+        for name in list(arms)[:: 1 if repeat % 2 == 0 else -1]:
+            seconds[name] += arms[name](adapted(data))
+    memory = {name: peak_bytes(partial(arm, adapted(data)), CPU) for name, arm in arms.items()}
+    title = f"{data.benchmark_name}: {len(data.train_set)} rows, {data.batch_size} a step, {precision}"
+    table = Table("arm", "seconds", "over flexora", "MB above the model", "over flexora", title=title)
+    for name in arms:
+        times = median(theirs / ours for theirs, ours in zip(seconds[name], seconds["flexora"], strict=True))
+        cells = [f"{median(seconds[name]):.1f}", f"{times:.2f}"]
+        table.add_row(name, *cells, f"{memory[name] / 1e6:,.0f}", f"{memory[name] / memory['flexora']:.2f}")
+    Console(width=110).print(table)
+    least = floor(data, adapted(data).peft_model, precision)
+    print(f"floor: {least:.1f} s, {least / median(seconds['flexora']):.0%} of flexora's time", flush=True)
+
+
+def by_layer(data: AnswerDataModule, precision: str, repeats: int) -> None:
+    """Print time and memory by the lowest chosen layer; later epochs find the frozen prefix in its cache."""
+    seconds: dict[int, list[list[float]]] = {}
+    for _ in range(repeats):
+        for lowest in (0, 7, 15, 22):
+            module = adapted(data, f"{lowest}-29", prefix_cache=1.0)
+            seconds.setdefault(lowest, []).append(fit(data, module, precision, epochs=2))
+    title = f"{data.benchmark_name}: {len(data.train_set)} rows, {data.batch_size} a step, {precision}"
+    table = Table("lowest layer", "seconds", "of all layers", "2nd epoch, cached", "MB", "of all", title=title)
+    peaks = {
+        lowest: peak_bytes(partial(fit, data, adapted(data, f"{lowest}-29"), precision), CPU) for lowest in seconds
+    }
+    for lowest, found in seconds.items():
+        first = [run[0] / whole[0] for run, whole in zip(found, seconds[0], strict=True)]
+        second = [run[1] / whole[1] for run, whole in zip(found, seconds[0], strict=True)]
+        cells = [f"{median(run[0] for run in found):.1f}", f"{median(first):.2f}", f"{median(second):.2f}"]
+        table.add_row(str(lowest), *cells, f"{peaks[lowest] / 1e6:,.0f}", f"{peaks[lowest] / peaks[0]:.2f}")
+    Console(width=110).print(table)
 
 
 def main() -> None:
-    """Time both, alternating so that a machine that grows slower or faster hits both, and print the ratio."""
+    """Print the tables that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--benchmarks", nargs="+", default=["ArcEasy", "Piqa", "HellaSwag"])
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rows", type=int, default=16, help="rows of each step")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--by-layer", action="store_true")
     options = parser.parse_args()
-    adapter = LoraConfig(r=8, lora_alpha=16)
-    data = ArcEasy(Backbone(), source="packaged", batch_size=options.rows)
-    data.prepare_data()
-    ratios = []
-    for repeat in range(options.repeats):
-        seconds = {}
-        for run in (flexora_seconds, trainer_seconds)[:: 1 if repeat % 2 == 0 else -1]:
-            seconds[run.__name__] = run(data, adapter, options.steps)
-        ours, theirs = seconds["flexora_seconds"], seconds["trainer_seconds"]
-        ratios.append(theirs / ours)
-        print(
-            f"flexora {ours:.1f} s, Trainer {theirs:.1f} s for {options.steps} steps of {options.rows} rows", flush=True
-        )
-    print(f"Trainer / flexora: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+    for name in options.benchmarks:
+        rows = options.steps * options.rows
+        data = getattr(flexora, name)(Backbone(), source="packaged", batch_size=options.rows, train_rows=rows)
+        data.prepare_data()
+        (by_layer if options.by_layer else beside_the_trainer)(data, options.precision, options.repeats)
 
 
 if __name__ == "__main__":
