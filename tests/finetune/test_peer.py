@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
@@ -41,6 +42,12 @@ class LossTrainer(Trainer):
         loss = super().training_step(*args, **kwargs)
         self.kept = [*getattr(self, "kept", []), loss.item()]
         return loss
+
+
+def exact_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor) -> Tensor:
+    """Transformers' loss of a causal model, in the precision of its logits."""
+    logits = outputs["logits"][:, :-1].flatten(0, 1)
+    return F.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / num_items_in_batch
 
 
 def ours(module: FinetuneModule, data: ArcEasy, folder: Path) -> list[float]:
@@ -85,7 +92,10 @@ def theirs(model: PeftModel, data: ArcEasy, folder: Path) -> list[float]:
         disable_tqdm=True,
     )
     collator = DataCollatorForSeq2Seq(data.tokenizer)
-    trainer = LossTrainer(model, settings, train_dataset=rows, data_collator=collator)
+    double = data.backbone.dtype == "float64"  # transformers' own loss rounds the logits to float32
+    trainer = LossTrainer(
+        model, settings, train_dataset=rows, data_collator=collator, compute_loss_func=exact_loss if double else None
+    )
     trainer.train()
     return trainer.kept
 
