@@ -39,7 +39,7 @@ class FinetuneModule(L.LightningModule):
         prefix_cache: GiB of the machine's memory for what the layers below the lowest chosen one make of each row, so
             that they are computed in the first epoch alone; 0 computes them always. It pays from the second epoch on,
             the more the higher the lowest chosen layer lies. On one device.
-        compile: Compile the decoder layers with ``torch.compile``: minutes at the start, faster steps on a GPU.
+        compile: Compile the decoder layers with ``torch.compile``: about a minute at the start, then faster steps.
         seed: Seed of LoRA's initial weights. Recipes fill it in from their own section.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partialmethod
 from pathlib import Path
 
 import lightning as L
@@ -9,6 +10,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from peft import LoraConfig
+from torch import nn
+from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader
 
 from flexora.backbone.loading import Backbone
@@ -97,3 +100,21 @@ def test_clipping_goes_with_bf16(module: FinetuneModule, parts: list[Batch]) -> 
 )
 def test_when_adamw_is_fused(device: str, clip: float | None, precision: str, expected: bool) -> None:
     assert may_fuse(device, clip, precision) == expected
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_layers_give_the_same_gradients(
+    module: FinetuneModule, parts: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The backend that takes seconds, not a minute; what is captured is the same.
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    kept = []
+    for compiled in (False, True):
+        fresh = FinetuneModule(module.backbone, module.adapter, selection="1-3", compile=compiled)
+        fresh.configure_model()
+        for part in parts:
+            answer_loss(fresh.peft_model, part).backward()
+        kept.append({name: p.grad for name, p in fresh.named_parameters() if p.grad is not None})
+    assert counters["stats"]["unique_graphs"] >= 2  # layers with LoRA, and those without
+    assert not counters["graph_break"]
+    torch.testing.assert_close(kept[1], kept[0], rtol=1e-4, atol=1e-6)
