@@ -19,7 +19,8 @@ from flexora.files import write_atomically, write_json
 class RunFolder:
     """Paths and marks below ``output_dir``.
 
-    A phase is done when its ``done.json`` exists; it is written after everything else and holds the settings.
+    A phase is done when its ``done.json`` exists; it is written after everything else and holds the settings. A phase
+    on several machines needs a file system that they share.
     """
 
     root: Path

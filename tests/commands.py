@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,14 +23,29 @@ _context = multiprocessing.get_context(FORKSERVER)
 _context.set_forkserver_preload(["flexora.verbs.run", "flexora.verbs.search", "tests.tiny", "tests.search.bilevel"])
 
 
-def start_command(arguments: list[str], output: Path) -> BaseProcess:
-    """Start ``flexora`` with these arguments; what it prints goes to a file."""
-    process = _context.Process(target=_work, args=(arguments, output), daemon=True)  # does not outlive the tests
+def start_command(arguments: list[str], output: Path, environment: dict[str, str] | None = None) -> BaseProcess:
+    """Start ``flexora`` with these arguments and variables; what it prints goes to a file."""
+    arguments_of_work = (arguments, output, environment or {})
+    process = _context.Process(target=_work, args=arguments_of_work, daemon=True)  # does not outlive the tests
     process.start()
     return process
 
 
-def _work(arguments: list[str], output: Path) -> None:
+def start_on_each_device(arguments: list[str], outputs: list[Path]) -> list[BaseProcess]:
+    """Start ``flexora`` once for each of so many devices, as torchrun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    joint = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(outputs))}
+    joint |= {"TORCHELASTIC_RUN_ID": "tests", "GROUP_RANK": "0"}
+    return [
+        start_command(arguments, output, joint | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank, output in enumerate(outputs)
+    ]
+
+
+def _work(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     # A runner may ignore SIGINT or SIGHUP for its children; a terminal does not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flexora.errors import FlexoraError
 
@@ -16,6 +16,12 @@ ALLOWED: dict[Phase, tuple[str, ...]] = {
     "search": ("32-true", "bf16-mixed", "64-true"),
     "finetune": ("32-true", "bf16-mixed", "16-mixed", "64-true"),
     "evaluate": ("32-true", "bf16-mixed", "16-mixed", "64-true"),
+}
+#: Classes of strategies that a phase can follow, beside a single device. Their subclasses are others: they shard.
+STRATEGIES: dict[Phase, tuple[str, ...]] = {
+    "search": ("DDPStrategy",),
+    "finetune": ("DDPStrategy", "FullyShard"),
+    "evaluate": ("DDPStrategy",),
 }
 _LONG = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
 
@@ -41,36 +47,60 @@ def require_precision(precision: str | int | None, phase: Phase) -> None:
         )
 
 
-def require_trainer(trainer: L.Trainer, phase: Phase) -> None:
-    """Refuse a Trainer that would round the adapter, or whose strategy the phase cannot follow.
+def require_strategy(setting: str | dict[str, Any] | None, precision: str | int | None, phase: Phase) -> None:
+    """Refuse a strategy as a recipe names it, before hours of another phase; the Trainer refuses unknown names.
 
-    The search runs under DDP, with a process for each device, as it reduces its gradients itself; the other phases run
-    on one device so far.
+    Args:
+        setting: Lightning's name of a strategy, or ``class_path`` and ``init_args``.
+        precision: The trainer's precision, as Lightning spells it.
+        phase: The phase that is to run.
+
+    Raises:
+        FlexoraError: If the phase cannot follow it.
+    """
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    if isinstance(setting, dict):
+        name, options = str(setting.get("class_path")).rpartition(".")[2], setting.get("init_args") or {}
+    elif isinstance(setting, str) and setting in StrategyRegistry:
+        name, options = StrategyRegistry[setting]["strategy"].__name__, StrategyRegistry[setting]["init_params"]
+    else:
+        return
+    if name != "SingleDeviceStrategy":
+        _require_strategy(name, precision, phase, spawns=options.get("start_method", "popen") != "popen")
+
+
+def require_trainer(trainer: L.Trainer, phase: Phase) -> None:
+    """Refuse a Trainer that would round the adapter, deal the rows twice, or whose strategy the phase cannot follow.
 
     Raises:
         FlexoraError: If the phase cannot run on it.
     """
-    require_precision(trainer.precision, phase)
-    if phase == "search":
-        _require_ddp(trainer)
-    elif trainer.world_size > 1:
-        raise FlexoraError(
-            f"{phase}: runs on one device so far, but the trainer has {trainer.world_size}; "
-            f"set {phase}.trainer.devices to 1"
-        )
-
-
-def _require_ddp(trainer: L.Trainer) -> None:
-    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+    from lightning.pytorch.strategies import SingleDeviceStrategy
     from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+    require_precision(trainer.precision, phase)
     strategy = trainer.strategy
     if isinstance(strategy, SingleDeviceStrategy):
         return
-    # Strategies that inherit from DDP shard parameters; spawned processes could not hand their result back. Lightning
-    # tells how processes are started by the launcher's class alone.
-    if type(strategy) is not DDPStrategy or not isinstance(strategy.launcher, _SubprocessScriptLauncher):
+    # Lightning tells how processes are started by the launcher's class alone; a cluster starts them without one.
+    spawns = not isinstance(strategy.launcher, _SubprocessScriptLauncher | None)
+    _require_strategy(type(strategy).__name__, trainer.precision, phase, spawns=spawns)
+    if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
         raise FlexoraError(
-            f"search: trainer.strategy {type(strategy).__name__} is not supported; the search runs on one device, or "
-            "with strategy ddp, where each process holds the whole model"
+            f"{phase}: the rows are dealt to the devices already; give the Trainer use_distributed_sampler=False"
+        )
+
+
+def _require_strategy(name: str, precision: str | int | None, phase: Phase, *, spawns: bool) -> None:
+    """Refuse a class that shards what the phase needs whole; spawned processes could not hand their result back."""
+    if name not in STRATEGIES[phase] or spawns:
+        shards = "; fsdp2 shards the base over the devices" if phase == "finetune" else ""
+        raise FlexoraError(
+            f"{phase}: trainer.strategy {name} is not supported{' with spawned processes' if spawns else ''}; use one "
+            f"device, or strategy ddp, where each process holds the whole model{shards}"
+        )
+    if name == "FullyShard" and _LONG.get(str(precision), str(precision)) not in ("32-true", "bf16-mixed"):
+        raise FlexoraError(
+            f"{phase}: trainer.precision {precision} does not go with strategy fsdp2; use 32-true or bf16-mixed"
         )

@@ -9,13 +9,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 from torch.utils.data import Sampler
 
 Numbers = Sequence[int] | np.ndarray
-Item = TypeVar("Item")
 
 #: Rows are sorted by length within this many batches: long enough to save padding, short enough to keep shuffling.
 GROUP = 50
@@ -59,7 +57,7 @@ def length_batches(lengths: Numbers, batch_size: int | None = None, max_tokens: 
 
 @dataclass(frozen=True)
 class Share:
-    """Which batches of all are this process's: they are dealt in turn.
+    """Which batches of all are this process's: they are dealt in turn, and each process makes as many passes.
 
     Attributes:
         rank: Number of this process, from 0.
@@ -69,9 +67,17 @@ class Share:
     rank: int = 0
     world_size: int = 1
 
-    def of(self, batches: Sequence[Item]) -> list[Item]:
-        """This process's share."""
-        return list(batches[self.rank :: self.world_size])
+    def of(self, batches: Sequence[list[int]], normalizer: float = 0) -> list[MicroBatch]:
+        """This process's share; who gets none in the last turn repeats the last batch, which counts for nothing then.
+
+        Args:
+            batches: The rows of each batch of all processes.
+            normalizer: What the batches that count are divided by.
+        """
+        own = [MicroBatch(rows, normalizer) for rows in batches[self.rank :: self.world_size]]
+        if len(own) < math.ceil(len(batches) / self.world_size):
+            own.append(MicroBatch(batches[-1], math.inf))
+        return own
 
 
 class LengthGroupedBatches(Sampler[MicroBatch]):
@@ -79,8 +85,7 @@ class LengthGroupedBatches(Sampler[MicroBatch]):
 
     Rows are shuffled, sorted by length within groups of :data:`GROUP` batches, cut into batches, and the batches are
     shuffled again. Every row comes once an epoch; a last short batch is kept. Several processes are dealt the batches
-    of each optimiser step in turn, so that they make the steps that one process makes which accumulates as much more;
-    who gets none in the last step repeats a batch that counts for nothing.
+    of each optimiser step in turn, so that they make the steps that one process makes which accumulates as much more.
 
     Args:
         lengths: Tokens of each row.
@@ -154,10 +159,7 @@ class LengthGroupedBatches(Sampler[MicroBatch]):
         for start in range(0, len(batches), self.step_size):
             step = batches[start : start + self.step_size]
             total = int(sum(self.terms[rows].sum() for rows in step))
-            own = self.share.of(step)
-            yield from (MicroBatch(rows, total) for rows in own)
-            if len(own) < math.ceil(len(step) / self.share.world_size):
-                yield MicroBatch(step[0], math.inf)
+            yield from self.share.of(step, total)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from flexora.data.batch import Batch
-from flexora.data.batching import LengthGroupedBatches, MicroBatch, Share, length_batches, permutation
+from flexora.data.batching import LengthGroupedBatches, Share, length_batches, permutation
 from flexora.data.bilevel import BilevelDataModule
 from flexora.data.encoded import EncodedDataModule, Objective
 from flexora.data.fingerprint import rows_fingerprint
@@ -132,13 +132,13 @@ class AnswerDataModule(EncodedDataModule):
         """The held-out rows."""
         rows = self.training_rows(self.validation_set, self.validation_objective)
         batches = length_batches(rows.lengths, self.batch_size, self.max_tokens_per_batch)
-        return loader(rows, [MicroBatch(batch, 0) for batch in self.share.of(batches)])
+        return loader(rows, self.share.of(batches))
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The reported rows, every choice of a question packed behind its prompt."""
         rows = EncodedRows(self.reported_set, self.pad_token, all_choices=True)
         batches = length_batches(rows.lengths, max_tokens=self.evaluate_tokens)
-        return loader(rows, [MicroBatch(batch, 0) for batch in self.share.of(batches)])
+        return loader(rows, self.share.of(batches))
 
     @property
     def share(self) -> Share:

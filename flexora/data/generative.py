@@ -113,8 +113,7 @@ class GenerativeDataModule(AnswerDataModule):
     def prompt_loader(self, data: Dataset) -> DataLoader[PromptBatch]:
         """A loader of prompts, the longest first."""
         lengths = [starts[0] + self.max_new_tokens for starts in data["starts"]]
-        batches = [MicroBatch(rows, 0) for rows in length_batches(lengths, max_tokens=self.evaluate_tokens)]
-        return loader(Prompts(data), self.share.of(batches))
+        return loader(Prompts(data), self.share.of(length_batches(lengths, max_tokens=self.evaluate_tokens)))
 
     @cached_property
     def answers(self) -> list[str]:

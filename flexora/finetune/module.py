@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -17,10 +18,14 @@ from flexora.backbone.loading import Backbone, describe
 from flexora.data.batch import terms
 from flexora.errors import FlexoraError
 from flexora.finetune.prefix import PrefixCache
+from flexora.finetune.sharding import shard
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.selection import resolve_selection
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
     from flexora.data.batch import Batch
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
 
 class FinetuneModule(L.LightningModule):
     """Trains LoRA on the chosen layers with AdamW, warm-up and a cosine schedule.
+
+    It runs on one device; on several under DDP; or with ``fsdp2``, where each holds a part of the decoder layers.
 
     Args:
         backbone: The base model.
@@ -76,9 +83,17 @@ class FinetuneModule(L.LightningModule):
         self.val_loss = MeanMetric()
 
     def configure_model(self) -> None:
-        """Load the base model and put a fresh adapter on the chosen layers."""
+        """Load the base model, put a fresh adapter on the chosen layers, and shard them under ``fsdp2``.
+
+        Raises:
+            FlexoraError: If the selection does not fit the model, or the model cannot be sharded.
+        """
         if self.model is not None:
             return
+        if self.device_mesh is not None and self.backbone.quantization is not None:
+            raise FlexoraError(
+                "backbone.quantization: fsdp2 cannot shard weights in 4 bits; remove it, or train with strategy ddp"
+            )
         config = describe(self.backbone.load_config())
         projections = config.family.expand(self.adapter.target_modules)
         # The selection is checked before any weight is read.
@@ -91,6 +106,8 @@ class FinetuneModule(L.LightningModule):
             for layer in self.model.get_base_model().get_submodule(config.family.layers):
                 if layer not in served:
                     layer.compile(dynamic=True)  # one by one: they share their code
+        if self.device_mesh is not None:
+            shard(self.model, config.family, self.device_mesh["data_parallel"])
 
     @property
     def peft_model(self) -> PeftModel:
@@ -99,7 +116,7 @@ class FinetuneModule(L.LightningModule):
         return self.model
 
     def setup(self, stage: str) -> None:
-        """Refuse precisions that would round the adapter."""
+        """Refuse precisions that would round the adapter, and strategies that cannot be followed."""
         require_trainer(self.trainer, "finetune")
         if self.prefix_cache and self.trainer.world_size > 1:
             raise FlexoraError(
@@ -131,15 +148,26 @@ class FinetuneModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Mean loss of the held-out rows, per answer token or per question."""
         count = terms(batch)
+        weight = 0 if math.isinf(batch["normalizer"]) else count  # another process's rows, for company
         with self.prefix.used(batch, "validation"):
             loss_sum = answer_loss(self.peft_model, batch)
-        self.val_loss.update(loss_sum / count, weight=count)
+        self.val_loss.update(loss_sum / count, weight=weight)
         self.log("val_loss", self.val_loss, prog_bar=True, batch_size=count)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter alone: the frozen base model can be loaded again."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def save_adapter(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint's adapter as a plain PEFT folder, from one process, whatever the strategy.
+
+        Args:
+            folder: The folder.
+            weights: ``state_dict`` of a checkpoint: the trained parameters, whole.
+        """
+        trained = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+        self.peft_model.save_pretrained(folder, state_dict=self.peft_model.state_dict() | trained)
 
 
 def may_fuse(device: str, clip: float | None, precision: str) -> bool:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
 from peft import PeftModel
+from torch import distributed
 from transformers import PreTrainedModel
 
 from flexora.backbone.adapters import load_adapter
 from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone
+from flexora.errors import FlexoraError
 from flexora.scoring.accuracy import RowScore
 from flexora.scoring.generation import generate
 from flexora.scoring.likelihood import choice_log_likelihoods
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 class ScoreModule(L.LightningModule):
     """Collects the log-likelihood of every choice of the reported rows, and answers that are to be generated.
+
+    Under DDP each process scores its share, and all of them hold every row in the end.
 
     Args:
         backbone: The base model.
@@ -55,7 +59,7 @@ class ScoreModule(L.LightningModule):
         return self.model
 
     def setup(self, stage: str) -> None:
-        """Refuse what would round the adapter or count rows twice."""
+        """Refuse what would round the adapter, and strategies that cannot be followed."""
         require_trainer(self.trainer, "evaluate")
 
     def on_test_start(self) -> None:
@@ -74,6 +78,32 @@ class ScoreModule(L.LightningModule):
         for row, part in zip(batch["rows"].tolist(), parts, strict=True):
             self.log_likelihoods[row] = part.tolist()
 
+    def on_test_epoch_end(self) -> None:
+        """Collect what the other processes scored; a row that two of them have counts once."""
+        if self.trainer.world_size == 1:
+            return
+        everyone: list[Any] = [None] * self.trainer.world_size
+        distributed.all_gather_object(everyone, (self.log_likelihoods, self.generated))
+        for log_likelihoods, generated in everyone:
+            self.log_likelihoods |= log_likelihoods
+            self.generated |= generated
+
+    def require_rows(self, count: int) -> None:
+        """Make sure that every row was scored.
+
+        Args:
+            count: Number of rows. Where there are log-likelihoods and generated answers, each row needs both.
+
+        Raises:
+            FlexoraError: If some were not.
+        """
+        found = min((len(rows) for rows in (self.log_likelihoods, self.generated) if rows), default=0)
+        if found < count:
+            raise FlexoraError(
+                f"evaluate: {count - found} of {count} rows were not scored; remove what limits them from trainer or "
+                "evaluate.trainer (limit_test_batches, fast_dev_run)"
+            )
+
     def _answer(self, batch: PromptBatch) -> None:
         assert self.model is not None
         data = cast("GenerativeDataModule", self.data)
@@ -88,10 +118,14 @@ def score(trainer: L.Trainer, module: ScoreModule, data: AnswerDataModule) -> li
         trainer: Decides device and precision.
         module: Base model, with or without an adapter.
         data: The benchmark.
+
+    Raises:
+        FlexoraError: If the Trainer left rows out.
     """
     module.data = data
     trainer.test(module, datamodule=data, verbose=False)
     rows = data.reported_set
+    module.require_rows(len(rows))
     facts = zip(rows["chars"], rows["answer"], rows["answer_tokens"], strict=True)
     scores = [
         RowScore(module.log_likelihoods[index], chars, answer, tokens)

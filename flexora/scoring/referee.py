@@ -48,12 +48,20 @@ def compare(ours: Sequence[RowScore], theirs: Sequence[Sequence[float]]) -> Comp
     )
 
 
-def require_referee(data: AnswerDataModule, backbone: Backbone) -> None:
+def require_referee(data: AnswerDataModule, backbone: Backbone, devices: int) -> None:
     """Make sure that the harness is there and can score such rows.
 
+    Args:
+        data: The benchmark or mixture.
+        backbone: The base model.
+        devices: Devices of the evaluation. The harness would spread its own processes over several.
+
     Raises:
-        FlexoraError: If it is not installed, the rows have no choices or are a chat, or the base is in 4 bits.
+        FlexoraError: If it is not installed, the rows have no choices or are a chat, the base is in 4 bits, or there
+            are several devices.
     """
+    if devices > 1:
+        raise FlexoraError("evaluate.referee: the harness scores on one device; set evaluate.trainer.devices to 1")
     if backbone.quantization is not None:
         raise FlexoraError("evaluate.referee: the harness loads the base in full; remove backbone.quantization")
     if find_spec("lm_eval") is None:

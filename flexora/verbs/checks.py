@@ -35,13 +35,12 @@ def checks(recipe: Recipe, phases: Sequence[Phase], *, trains: bool) -> Iterator
             yield partial(_require_trained, data)
         yield data.check_source
         if recipe.sections["evaluate"]["referee"]:
-            yield partial(require_referee, data, data.backbone)
+            yield partial(require_referee, data, data.backbone, recipe.devices("evaluate"))
     if "finetune" in phases and all(data.trained for data in built):
         yield recipe.require_end
     for phase in phases:
         yield partial(recipe.require_precision, phase)
-        if phase != "search":
-            yield partial(recipe.require_one_device, phase)
+        yield partial(recipe.require_strategy, phase)
     for arm in recipe.sections["evaluate"]["arms"]:
         if arm not in PHASE_OF_ARM:  # those a run trains by itself
             yield partial(adapter_of, recipe.folder, arm, recipe.sections["data"])

@@ -42,10 +42,6 @@ def main(arguments: Sequence[str]) -> int:
     if again := folder.is_done("evaluate") and not is_scored(recipe):
         require_same_rows(recipe)
     wanted = recipe.sections["evaluate"] = asked_for(recipe)
-    for arm in gone_arms(recipe):
-        Console(stderr=True).print(
-            f"evaluate: {arm}: its adapter is not the one that was scored; left out", soft_wrap=True
-        )
     adapters = {arm: adapter_of(folder, arm, recipe.sections["data"]) for arm in wanted["arms"]}
     settings = recipe.settings("evaluate") | {"adapters": fingerprints(folder, adapters)}
     cli = lightning_cli(
@@ -58,7 +54,14 @@ def main(arguments: Sequence[str]) -> int:
         folder=folder.root / "evaluate",
     )
     if wanted["referee"]:
-        require_referee(cli.datamodule, cli.model.backbone)
+        require_referee(cli.datamodule, cli.model.backbone, cli.trainer.world_size)
+    if not cli.trainer.is_global_zero:  # another device's process of the same evaluation: the first one writes
+        _score(cli, adapters)
+        return 0
+    for arm in gone_arms(recipe):
+        Console(stderr=True).print(
+            f"evaluate: {arm}: its adapter is not the one that was scored; left out", soft_wrap=True
+        )
     with folder.locked():
         if not again:
             folder.start("evaluate", settings)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 
 from flexora.backbone.adapters import trainable_parameters
@@ -31,28 +32,29 @@ def main(arguments: Sequence[str]) -> int:
     recipe.require_end()
     folder, name = recipe.folder, recipe.sections["finetune"]["folder"]
     selection = _selection(recipe)
-    settings = recipe.settings("finetune") | {"targets": selection.model_dump(mode="json")["targets"]}
+    place = folder.root / name
+    checkpoints = ModelCheckpoint(place / "checkpoints", "best", monitor="val_loss", save_last=True)
+    cli = lightning_cli(
+        recipe,
+        "finetune",
+        FinetuneModule,
+        recipe.module("finetune") | {"selection": str(folder.selection_of(name))},
+        trainer={"enable_model_summary": False},
+        callbacks=[checkpoints],
+        folder=place,
+    )
+    if not cli.trainer.is_global_zero:  # another device's process of the same fine-tune: the first one writes
+        _fit(cli, place)
+        return 0
+    settings = recipe.settings("finetune") | {
+        "targets": selection.model_dump(mode="json")["targets"],
+        "devices": cli.trainer.world_size,  # times the accumulation they decide the batches of a step
+    }
     with folder.locked():
         folder.start(name, settings)
         folder.write_config(name, recipe.text)
-        place = folder.root / name
         selection.write(folder.selection_of(name))
-        checkpoints = ModelCheckpoint(place / "checkpoints", "best", monitor="val_loss", save_last=True)
-        module = recipe.module("finetune") | {"selection": str(folder.selection_of(name))}
-        cli = lightning_cli(
-            recipe,
-            "finetune",
-            FinetuneModule,
-            module,
-            trainer={"enable_model_summary": False},
-            callbacks=[checkpoints],
-            folder=place,
-        )
-        last = place / "checkpoints" / "last.ckpt"
-        if last.is_file():
-            read_checkpoint(last)  # a broken one is named before the model is loaded
-        with plain_errors():
-            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=last if last.is_file() else None)
+        _fit(cli, place)
         if not checkpoints.best_model_path:
             raise FlexoraError(
                 "the trainer validated and saved nothing; remove what keeps it from that from trainer or "
@@ -60,8 +62,7 @@ def main(arguments: Sequence[str]) -> int:
             )
         tuned = cast("FinetuneModule", cli.model)
         best = read_checkpoint(Path(checkpoints.best_model_path))
-        tuned.load_state_dict(best["state_dict"], strict=False)
-        tuned.peft_model.save_pretrained(place / "adapter")
+        tuned.save_adapter(place / "adapter", best["state_dict"])
         folder.finish(name, settings)
         write_report(folder.root, recipe.sections["report"]["title"])
     parameters = trainable_parameters(tuned.peft_model)
@@ -70,6 +71,15 @@ def main(arguments: Sequence[str]) -> int:
         soft_wrap=True,
     )
     return 0
+
+
+def _fit(cli: LightningCLI, place: Path) -> None:
+    """Train to the end, from the newest checkpoint if there is one."""
+    last = place / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        read_checkpoint(last)  # a broken one is named before the model is loaded
+    with plain_errors():
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=last if last.is_file() else None)
 
 
 def _long_form(argument: str) -> str:

@@ -100,7 +100,13 @@ def lightning_cli(
                 "seed_everything": recipe.sections["seed"],
                 "model": module,
                 "data": recipe.data(),
-                "trainer": {**settings, **trainer, "default_root_dir": str(folder)},
+                # The data deals its batches to the processes by itself.
+                "trainer": {
+                    **settings,
+                    **trainer,
+                    "default_root_dir": str(folder),
+                    "use_distributed_sampler": False,
+                },
             },
             run=False,
             auto_configure_optimizers=False,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from flexora.data.batching import MicroBatch, length_batches
+from flexora.data.batching import length_batches
 from flexora.data.columns import renamed
 from flexora.data.datamodule import loader
 from flexora.data.generative import GenerativeDataModule
@@ -69,10 +69,13 @@ def main(arguments: Sequence[str]) -> int:
     generates = isinstance(data, GenerativeDataModule)
     room = data.answer_room if isinstance(data, GenerativeDataModule) else 0
     rows = data.encode(raw, str(own.rows), (), data.new_reader(), reported=True, room=room)
-    cli.model.data = data
+    cli.model.data, data.trainer = data, cli.trainer
     with plain_errors():
         # Trainer.predict would put a batch sampler of its own in the place of ours.
         cli.trainer.test(cli.model, dataloaders=_loader(data, rows), verbose=False)
+    if not cli.trainer.is_global_zero:  # another device's process of the same command: the first one writes
+        return 0
+    cli.model.require_rows(len(rows))
     kept, columns = set(rows["line"]), data.columns if isinstance(data, OwnRows) else {}
     texts = {row[LINE]: renamed(as_row(row), columns).get("choices", []) for row in raw if row[LINE] in kept}
     answers = [
@@ -106,9 +109,7 @@ def _loader(data: AnswerDataModule, rows: Dataset) -> Any:
     if isinstance(data, GenerativeDataModule):
         return data.prompt_loader(rows)
     packed = EncodedRows(rows, data.pad_token, all_choices=True)
-    return loader(
-        packed, [MicroBatch(batch, 0) for batch in length_batches(packed.lengths, max_tokens=data.evaluate_tokens)]
-    )
+    return loader(packed, data.share.of(length_batches(packed.lengths, max_tokens=data.evaluate_tokens)))
 
 
 def _choice(scores: list[float], chars: list[int], choices: Sequence[str], data: AnswerDataModule) -> dict[str, Any]:

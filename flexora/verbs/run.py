@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from rich.console import Console
+from torch.distributed import is_torchelastic_launched
 
 from flexora.backbone.limits import Phase
+from flexora.errors import FlexoraError
 from flexora.report.html import write_report
 from flexora.report.terminal import gate_bars, results_table
 from flexora.scoring.results import Results
@@ -48,8 +51,14 @@ def main(arguments: Sequence[str]) -> int:
     Under DDP Lightning starts the whole command again for every device, so a phase must be a command.
 
     Raises:
-        FlexoraError: If the recipe does not allow it, or the folder holds a run with other settings.
+        FlexoraError: If the recipe does not allow it, the folder holds a run with other settings, or a launcher started
+            this command once for each device.
     """
+    if is_torchelastic_launched() or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise FlexoraError(
+            "run: starts the processes of each phase by itself; have torchrun or srun start flexora search, finetune "
+            "and evaluate one after another"
+        )
     recipe = Recipe("run", arguments)
     console, folder = Console(), recipe.folder
     arms = recipe.sections["evaluate"]["arms"]

@@ -38,13 +38,12 @@ def main(arguments: Sequence[str]) -> int:
         "search",
         SearchModule,
         recipe.module("search"),
-        # One epoch of outer steps; checkpoints, clipping, accumulation and shares of rows are the search's own.
+        # One epoch of outer steps; checkpoints, clipping and accumulation are the search's own.
         trainer={
             "max_epochs": 1,
             "max_steps": -1,
             "gradient_clip_val": None,
             "accumulate_grad_batches": 1,
-            "use_distributed_sampler": False,
             "enable_checkpointing": False,
             "enable_model_summary": False,
         },

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flexora.backbone.limits import Phase, require_precision
+from flexora.backbone.limits import Phase, require_precision, require_strategy
 from flexora.errors import FlexoraError
 from flexora.recipe import RecipeParser, recipe_parser
 from flexora.runfolder import RunFolder
@@ -99,21 +99,23 @@ class Recipe:
         """
         require_precision(self.trainer(phase).get("precision"), phase)
 
-    def require_one_device(self, phase: Phase) -> None:
-        """Refuse several devices before hours of search; a count that only the machine knows is left to the Trainer.
+    def require_strategy(self, phase: Phase) -> None:
+        """Refuse a strategy before hours of another phase.
 
         Raises:
-            FlexoraError: If the phase cannot use them yet.
+            FlexoraError: If the phase cannot follow it.
         """
+        trainer = self.trainer(phase)
+        require_strategy(trainer.get("strategy"), trainer.get("precision"), phase)
+
+    def devices(self, phase: Phase) -> int:
+        """Devices that a phase asks for; 1 where only the machine knows how many there are."""
         trainer = self.trainer(phase)
         devices, nodes = trainer.get("devices"), trainer.get("num_nodes") or 1
         if isinstance(devices, str) and "," in devices:  # device numbers, as Lightning takes them
             devices = [number for number in devices.split(",") if number]
         count = len(devices) if isinstance(devices, list) else int(str(devices)) if str(devices).isdigit() else 1
-        if max(count, nodes) > 1:
-            raise FlexoraError(
-                f"{phase}: runs on one device so far; give devices to the search alone (search.trainer.devices)"
-            )
+        return int(count * nodes)
 
     def require_end(self) -> None:
         """Make sure that the fine-tune ends: Lightning's own default is 1,000 epochs.

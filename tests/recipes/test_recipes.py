@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from flexora.backbone.limits import Phase
 from flexora.cli import main
 from flexora.data import benchmarks
 from flexora.recipes import all_recipes, find_recipe, load_sections
@@ -74,6 +75,18 @@ def test_recipes_are_found_below_any_folder(tmp_path: Path, monkeypatch: pytest.
     shutil.copytree(find_recipe("demo").path.parent, place)
     monkeypatch.setattr("flexora.recipes.recipes_root", lambda: place)
     assert [recipe.name for recipe in all_recipes()] == RECIPES
+
+
+def test_sharding_stacks_on_a_recipe() -> None:
+    name = "llama/llama-3-8b/arc_easy"
+    files = [find_recipe(name).path, find_recipe(name).path.parents[2] / "_shared" / "fsdp2.yaml"]
+    stacked = Recipe("run", [f"--config={file}" for file in files])
+    assert stacked.trainer("finetune")["strategy"] == "fsdp2"
+    assert [stacked.devices(phase) for phase in get_args(Phase)] == [1, 4, 1]
+    for phase in get_args(Phase):
+        stacked.require_strategy(phase)
+    alone = parsed(name)["finetune"]
+    assert stacked.sections["finetune"] == alone | {"trainer": {**alone["trainer"], "strategy": "fsdp2", "devices": 4}}
 
 
 def test_ls_and_show(capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,5 +104,5 @@ def test_a_search_on_two_devices_is_that_on_one(
 
 def test_processes_that_cannot_hand_back_their_result_are_refused() -> None:
     trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp_spawn", logger=False)
-    with pytest.raises(FlexoraError, match="with strategy ddp"):
+    with pytest.raises(FlexoraError, match="or strategy ddp"):
         require_trainer(trainer, "search")

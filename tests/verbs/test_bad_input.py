@@ -47,7 +47,7 @@ def failing(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         (["--backbone.quantization=nf4", "--backbone.dtype=float64"], "nf4 has no float64"),
         (["--search.gates=head"], "search.gates.*head"),
         (["--search.repeats=2", "--adapter.init_lora_weights=pissa"], "search.repeats: .*pissa"),
-        (["--trainer.devices=2", "--trainer.strategy=ddp_spawn"], "with strategy ddp"),
+        (["--trainer.devices=2", "--trainer.strategy=ddp_spawn"], "spawned processes; use one device, or strategy ddp"),
         (["--search.rule=TopK", "--search.rule.k=9"], "the model has 4"),
         (["--search.rule=Budget", "--search.rule.parameters=5"], "smallest choice needs 224"),
         (["--config=missing.yaml"], "missing.yaml"),
@@ -162,12 +162,38 @@ def test_finetune_without_a_selection(recipe: Callable[..., Path], capfd: pytest
     assert "run flexora search first" in failing(["finetune", "--config", str(recipe())], capfd)
 
 
-def test_run_refuses_devices_that_only_the_search_can_use(
-    recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--finetune.trainer.strategy=ddp_spawn"], "finetune: .* DDPStrategy is not supported with spawned processes"),
+        (["--finetune.trainer.strategy=fsdp"], "FSDPStrategy is not supported; .*ddp, .*; fsdp2 shards the base"),
+        (["--finetune.trainer={max_epochs: 1, strategy: fsdp2, precision: 16-mixed}"], "16-mixed does not go with"),
+        (["--trainer.strategy=fsdp2"], "search: trainer.strategy FullyShard is not supported"),
+        (["--evaluate.trainer.strategy.class_path=lightning.pytorch.strategies.FSDPStrategy"], "evaluate: .*FSDP"),
+        (["--trainer.devices=2", "--evaluate.referee=lm-eval"], "one device; set evaluate.trainer.devices to 1"),
+    ],
+    ids=lambda value: value[-1][2:] if isinstance(value, list) else "",
+)
+def test_run_refuses_what_a_later_phase_cannot_follow(
+    flags: list[str], expected: str, recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    line = failing(["run", "--config", str(recipe()), "--trainer.devices=2"], capfd)
-    assert "finetune: runs on one device so far; give devices to the search alone" in line
+    line = failing(["run", "--config", str(recipe()), *flags], capfd)
+    assert re.search(expected, line), line
     assert not (tmp_path / "out" / "search").exists()
+
+
+def test_run_is_not_for_a_launcher_of_processes(
+    recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "tests")
+    assert "have torchrun or srun start flexora search, finetune" in failing(["run", "--config", str(recipe())], capfd)
+
+
+def test_rows_that_are_not_scored(recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["--evaluate.arms=[base]", "--trainer.limit_test_batches=1"]
+    assert "rows were not scored; remove what limits them" in failing(
+        ["evaluate", "--config", str(recipe()), *flags], capfd
+    )
 
 
 def test_evaluate_without_an_adapter(recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
