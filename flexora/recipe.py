@@ -62,7 +62,7 @@ HINT = "; --help lists the settings"
 
 #: What the help of a verb says of its short flags.
 SHORT_FLAGS = {
-    "finetune": " --selection is short for --finetune.selection.",
+    "finetune": " --selection is short for --finetune.selection, --warm-start for --finetune.warm_start true.",
     "evaluate": " --adapter FOLDER, once or several times, scores the base model beside these PEFT adapters; "
     "--referee lm-eval is short for --evaluate.referee.",
 }
@@ -123,11 +123,20 @@ def recipe_parser(verb: str) -> RecipeParser:
     parser.add_class_arguments(SearchModule, "search", skip=SHARED, help="The search phase.")
     parser.set_defaults({f"search.{name}": {"class_path": default} for name, default in DEFAULT_CLASSES.items()})
     parser.add_argument("--search.trainer", type=dict[str, Any], default={}, help="Overrides of trainer in the search.")
-    parser.add_class_arguments(FinetuneModule, "finetune", skip=SHARED | {"selection"}, help="The fine-tune phase.")
+    parser.add_class_arguments(
+        FinetuneModule, "finetune", skip=SHARED | {"selection", "initial_adapter"}, help="The fine-tune phase."
+    )
     parser.add_argument(
         "--finetune.selection",
         type=str | None,
         help="A selection.json, all, or layers such as 0,3,5-9; what the search found by default.",
+    )
+    parser.add_argument(
+        "--finetune.warm_start",
+        type=bool,
+        default=False,
+        help="Start from the LoRA that the search trained (the folder adapter beside the selection.json; of the "
+        "run's own search for layers given by number) instead of a fresh one.",
     )
     parser.add_argument("--finetune.folder", type=str, default="finetune", help="Folder of the phase below output_dir.")
     parser.add_argument(

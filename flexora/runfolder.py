@@ -50,7 +50,7 @@ class RunFolder:
         return settings
 
     def adapter(self, phase: str) -> Path:
-        """The PEFT folder of a fine-tune."""
+        """The PEFT folder of a fine-tune, or of what the search trained."""
         return self.root / phase / "adapter"
 
     def mark(self, phase: str) -> Path:

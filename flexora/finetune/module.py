@@ -1,8 +1,9 @@
-"""The fine-tune as a LightningModule: fresh LoRA on the chosen layers alone, automatic optimisation."""
+"""The fine-tune as a LightningModule: LoRA on the chosen layers alone, automatic optimisation."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -19,6 +20,7 @@ from flexora.data.batch import terms
 from flexora.errors import FlexoraError
 from flexora.finetune.prefix import PrefixCache
 from flexora.finetune.sharding import shard
+from flexora.finetune.start import fill, read_start, require_lora
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.selection import resolve_selection
 
@@ -47,6 +49,9 @@ class FinetuneModule(L.LightningModule):
             that they are computed in the first epoch alone; 0 computes them always. It pays from the second epoch on,
             the more the higher the lowest chosen layer lies. On one device.
         compile: Compile the decoder layers with ``torch.compile``: about a minute at the start, then faster steps.
+        initial_adapter: A PEFT folder whose weights of the chosen modules are the start, as
+            :meth:`SearchModule.save_adapter` writes it; LoRA starts fresh by default, as in the paper. Recipes fill it
+            in where ``finetune.warm_start`` asks for it.
         seed: Seed of LoRA's initial weights. Recipes fill it in from their own section.
     """
 
@@ -60,6 +65,7 @@ class FinetuneModule(L.LightningModule):
         warmup_ratio: float = 0.1,
         prefix_cache: float = 0.0,
         compile: bool = False,
+        initial_adapter: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -69,6 +75,8 @@ class FinetuneModule(L.LightningModule):
             raise FlexoraError(f"finetune.warmup_ratio: {warmup_ratio} must lie in [0, 1)")
         if not prefix_cache >= 0:
             raise FlexoraError(f"finetune.prefix_cache: {prefix_cache} GiB is less than nothing; give 0 or more")
+        if initial_adapter is not None:
+            require_lora(adapter)
         self.strict_loading = False  # the frozen base model is in no checkpoint
         self.backbone = backbone
         self.adapter = adapter
@@ -78,15 +86,16 @@ class FinetuneModule(L.LightningModule):
         self.warmup_ratio = warmup_ratio
         self.prefix_cache = prefix_cache
         self.compiled = compile
+        self.initial_adapter = initial_adapter
         self.seed = seed
         self.model: PeftModel | None = None
         self.val_loss = MeanMetric()
 
     def configure_model(self) -> None:
-        """Load the base model, put a fresh adapter on the chosen layers, and shard them under ``fsdp2``.
+        """Load the base model, put an adapter on the chosen layers, and shard them under ``fsdp2``.
 
         Raises:
-            FlexoraError: If the selection does not fit the model, or the model cannot be sharded.
+            FlexoraError: If the selection or the start does not fit the model, or the model cannot be sharded.
         """
         if self.model is not None:
             return
@@ -96,10 +105,13 @@ class FinetuneModule(L.LightningModule):
             )
         config = describe(self.backbone.load_config())
         projections = config.family.expand(self.adapter.target_modules)
-        # The selection is checked before any weight is read.
+        # Selection and start are checked before the base model's weights are read.
         selection = resolve_selection(self.selection, config.name, config.num_layers, projections)
+        start = None if self.initial_adapter is None else read_start(Path(self.initial_adapter), self.adapter)
         torch.manual_seed(self.seed)
         self.model = attach(self.backbone.load_model(), self.adapter, selection, config.family)
+        if start is not None:
+            fill(self.model, start, str(self.initial_adapter))
         self.prefix = PrefixCache(self.model, int(self.prefix_cache * 2**30))
         if self.compiled:
             served = self.prefix.layers if self.prefix_cache else []

@@ -13,7 +13,8 @@ left, so a gate near zero does no harm. The same identity holds for the mixed pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -103,14 +104,37 @@ class Gates:
 
     def apply(self, gates: Tensor) -> None:
         """Write the gates, in alpha's shape, into the model."""
+        for site, factor in zip(self._sites, self._factors(gates), strict=True):
+            site.module.scaling[ADAPTER] = site.scaling * factor
+
+    def _factors(self, gates: Tensor) -> list[float]:
+        """By how much each site's LoRA output is scaled."""
         values = gates.flatten().tolist()
-        for site in self._sites:
-            site.module.scaling[ADAPTER] = site.scaling * values[site.unit] ** self.power
+        return [values[site.unit] ** self.power for site in self._sites]
 
     def restore(self) -> None:
         """Give every projection its own scaling back: the model is plain LoRA again."""
         for site in self._sites:
             site.module.scaling[ADAPTER] = site.scaling
+
+    @contextmanager
+    def folded(self, gates: Tensor) -> Iterator[None]:
+        """Have the gates, in alpha's shape, inside B for the length of a block: plain LoRA with the gated logits.
+
+        After it B is what it was, and the model is plain LoRA without gates.
+        """
+        self.restore()
+        places = [site.b_index for site in self._sites]
+        kept = [self.theta[place].detach().clone() for place in places]
+        with torch.no_grad():
+            for place, factor in zip(places, self._factors(gates), strict=True):
+                self.theta[place].mul_(factor)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for place, b in zip(places, kept, strict=True):
+                    self.theta[place].copy_(b)
 
     def alpha_gradient(self, gradients: Sequence[Tensor], alpha: Tensor) -> Tensor:
         """Gradient of a loss with respect to alpha, from its gradient with respect to theta at the same point.

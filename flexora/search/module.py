@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import lightning as L
@@ -287,3 +288,11 @@ class SearchModule(L.LightningModule):
             FlexoraError: If no outer step was made.
         """
         return make_selection(self)
+
+    def save_adapter(self, folder: Path | str) -> None:
+        """Write LoRA as the search left it, on all layers, as a plain PEFT folder with the gates inside B.
+
+        LoRA and gates are those after the last outer step: of several repeats, the last one's.
+        """
+        with self.bilevel_problem.gates.folded(gates_of(self.alpha.detach())):
+            self.model.save_pretrained(folder)

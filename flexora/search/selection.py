@@ -220,6 +220,11 @@ def parse_layers(text: str, num_layers: int) -> list[int]:
     return sorted(layers)
 
 
+def names_file(text: str) -> bool:
+    """Whether what the user typed after ``--selection`` is a file, not layers."""
+    return text.endswith(".json") or Path(text).expanduser().is_file()
+
+
 def resolve_selection(text: str, architecture: str, num_layers: int, projections: list[str]) -> Selection:
     """Turn what the user typed after ``--selection`` into a :class:`Selection` for this model.
 
@@ -232,7 +237,7 @@ def resolve_selection(text: str, architecture: str, num_layers: int, projections
     Raises:
         FlexoraError: If the text cannot be read or does not fit the model.
     """
-    if text.endswith(".json") or Path(text).expanduser().is_file():
+    if names_file(text):
         selection = Selection.read(text).require(architecture, num_layers, text)
         for names in selection.targets.values():
             try:

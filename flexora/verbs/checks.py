@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningCLI
 from flexora.backbone.limits import Phase
 from flexora.data.datamodule import AnswerDataModule
 from flexora.errors import FlexoraError
+from flexora.finetune.start import require_start
 from flexora.scoring.module import ScoreModule
 from flexora.scoring.referee import require_referee
 from flexora.verbs.arms import PHASE_OF_ARM, adapter_of
@@ -38,6 +39,9 @@ def checks(recipe: Recipe, phases: Sequence[Phase], *, trains: bool) -> Iterator
             yield partial(require_referee, data, data.backbone, recipe.devices("evaluate"))
     if "finetune" in phases and all(data.trained for data in built):
         yield recipe.require_end
+    searches = "search" in phases and recipe.sections["finetune"]["selection"] is None
+    if "finetune" in phases and recipe.initial_adapter is not None and not searches:
+        yield partial(require_start, recipe.initial_adapter)
     for phase in phases:
         yield partial(recipe.require_precision, phase)
         yield partial(recipe.require_strategy, phase)

@@ -1,4 +1,4 @@
-"""``flexora finetune``: train a fresh LoRA on the chosen layers alone."""
+"""``flexora finetune``: train LoRA on the chosen layers alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from flexora.backbone.loading import Backbone, describe
 from flexora.checkpoint import read_checkpoint
 from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
+from flexora.finetune.start import require_start
 from flexora.report.html import write_report
 from flexora.search.selection import Selection, resolve_selection
 from flexora.verbs.phase import lightning_cli, plain_errors
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     recipe.require_end()
     folder, name = recipe.folder, recipe.sections["finetune"]["folder"]
     selection = _selection(recipe)
+    if recipe.initial_adapter is not None:
+        require_start(recipe.initial_adapter)
     place = folder.root / name
     checkpoints = ModelCheckpoint(place / "checkpoints", "best", monitor="val_loss", save_last=True)
     cli = lightning_cli(
@@ -83,8 +86,10 @@ def _fit(cli: LightningCLI, place: Path) -> None:
 
 
 def _long_form(argument: str) -> str:
-    """``--selection`` is short for the setting of the section."""
+    """``--selection`` and ``--warm-start`` are short for settings of the section."""
     name, equals, value = argument.partition("=")
+    if name == "--warm-start":
+        return f"--finetune.warm_start={value if equals else 'true'}"
     return f"--finetune.selection{equals}{value}" if name == "--selection" else argument
 
 

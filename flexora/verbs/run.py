@@ -36,11 +36,11 @@ class Step:
 
 def steps_of(arms: Sequence[str], *, searches: bool) -> list[Step]:
     """The steps of a run: plain LoRA is trained if it is among the arms, and nothing is searched that is given."""
-    lora = Step("lora", "finetune", ["--finetune.selection=all", "--finetune.folder=lora"])
+    plain = ["--finetune.selection=all", "--finetune.folder=lora", "--finetune.warm_start=false"]
     return [
         *([Step("search", "search")] if searches else []),
         Step("finetune", "finetune"),
-        *([lora] if "lora" in arms else []),
+        *([Step("lora", "finetune", plain)] if "lora" in arms else []),
         Step("evaluate", "evaluate"),
     ]
 
@@ -109,7 +109,8 @@ def _require_same(recipe: Recipe, step: Step) -> None:
     if step.name == "finetune" and recipe.folder.selection.is_file() and settings["finetune"]["selection"] is None:
         settings["targets"] = Selection.read(recipe.folder.selection).model_dump(mode="json")["targets"]
     if step.name == "lora":
-        settings["finetune"] |= {"selection": "all", "folder": "lora"}
+        settings["finetune"] |= {"selection": "all", "folder": "lora", "warm_start": False}
+        settings.pop("initial_adapter", None)
     recipe.folder.require_same(step.name, settings)
 
 

@@ -22,7 +22,7 @@ OWN_SETTINGS = {"gradient_clip_val": "clip_norm", "accumulate_grad_batches": "ac
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Search, and write ``search/selection.json``.
+    """Search, and write ``search/selection.json`` and the LoRA that the search trained, ``search/adapter``.
 
     Raises:
         FlexoraError: If the recipe, the data or the folder does not allow it.
@@ -57,7 +57,9 @@ def main(arguments: Sequence[str]) -> int:
         folder.start("search", recipe.settings("search"))
         folder.write_config("search", recipe.text)
         _fit(cli)
-        selection = cast("SearchModule", cli.model).selection()
+        search = cast("SearchModule", cli.model)
+        selection = search.selection()
+        search.save_adapter(folder.adapter("search"))
         selection.write(folder.selection)
         folder.finish("search", recipe.settings("search"))
         write_report(folder.root, recipe.sections["report"]["title"])

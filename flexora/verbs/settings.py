@@ -12,6 +12,8 @@ from flexora.backbone.limits import Phase, require_precision, require_strategy
 from flexora.errors import FlexoraError
 from flexora.recipe import RecipeParser, recipe_parser
 from flexora.runfolder import RunFolder
+from flexora.search.selection import names_file
+from flexora.verbs.arms import fingerprints
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -84,12 +86,24 @@ class Recipe:
 
     def module(self, phase: str) -> dict[str, Any]:
         """The settings of a phase's LightningModule, completed from the shared sections."""
-        own = {key: value for key, value in self.sections[phase].items() if key not in ("trainer", "folder")}
+        own = {k: v for k, v in self.sections[phase].items() if k not in ("trainer", "folder", "warm_start")}
+        if phase == "finetune":
+            own["initial_adapter"] = self.initial_adapter and str(self.initial_adapter)
         return own | {name: self.sections[name] for name in ("backbone", "adapter", "seed")}
 
     def trainer(self, phase: str) -> dict[str, Any]:
         """The trainer section with the phase's overrides."""
         return {**self.sections["trainer"], **self.sections[phase]["trainer"]}
+
+    @property
+    def initial_adapter(self) -> Path | None:
+        """The folder whose LoRA a warm start takes over: beside the selection's file; none for a fresh start."""
+        if not self.sections["finetune"]["warm_start"]:
+            return None
+        text = self.sections["finetune"]["selection"]
+        if text is not None and names_file(text):
+            return Path(text).expanduser().parent / "adapter"
+        return self.folder.adapter("search")
 
     def require_precision(self, phase: Phase) -> None:
         """Refuse a precision before the Trainer sees it: on a CPU it quietly takes another.
@@ -142,4 +156,6 @@ class Recipe:
         }
         if phase != "evaluate":  # it scores adapters whatever they were made with
             settings |= {"seed": sections["seed"], "adapter": sections["adapter"]}
+        if phase == "finetune" and self.initial_adapter is not None and self.initial_adapter.is_dir():
+            (settings["initial_adapter"],) = fingerprints(self.folder, [str(self.initial_adapter)]).values()
         return settings

@@ -56,8 +56,12 @@ def test_validate_lists_all_arguments_of_a_class(tmp_path: Path, capsys: pytest.
             {"class_path: ArcEasy": "class_path: JsonlInstruction", "max_length: 64": "messages: true, num_fewshot: 1"},
             "data.num_fewshot: chats take no solved examples",
         ),
+        (
+            {"finetune:": "finetune:\n  selection: 0,1\n  warm_start: true"},
+            "finetune.warm_start: there is no adapter of a search in",
+        ),
     ],
-    ids=["epochs", "arm", "referee", "evaluation only", "not packaged", "examples of chats"],
+    ids=["epochs", "arm", "referee", "evaluation only", "not packaged", "examples of chats", "warm start"],
 )
 def test_what_would_fail_late_is_refused_early(
     change: dict[str, str],

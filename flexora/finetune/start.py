@@ -1,0 +1,105 @@
+"""The warm start: the chosen modules take over the LoRA weights that the search trained on all layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from peft import LoraConfig, PeftConfig, PeftType, load_peft_weights, set_peft_model_state_dict
+from peft.utils import CONFIG_NAME, get_peft_model_state_dict
+from safetensors import SafetensorError
+
+from flexora.backbone.adapters import WEIGHT_FILES
+from flexora.errors import FlexoraError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from peft import PeftModel
+    from torch import Tensor
+
+#: What the same A and B mean depends on these; how they are trained, by dropout for instance, may change.
+DECISIVE = (
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+    "lora_bias",
+    "init_lora_weights",  # some of them change the base model
+)
+
+
+def require_lora(config: PeftConfig, subject: str = "adapter") -> None:
+    """Refuse a warm start from, or of, anything but LoRA.
+
+    Raises:
+        FlexoraError: If the configuration is of another type; the message names its subject.
+    """
+    if config.peft_type != PeftType.LORA:
+        raise FlexoraError(
+            f"finetune.warm_start: LoRA takes over LoRA, but {subject} is of type {PeftType(config.peft_type).value}; "
+            "set warm_start to false"
+        )
+
+
+def require_start(folder: Path) -> None:
+    """Make sure that there is an adapter to start from.
+
+    Raises:
+        FlexoraError: If there is none.
+    """
+    if not (folder / CONFIG_NAME).is_file() or not any((folder / name).is_file() for name in WEIGHT_FILES):
+        raise FlexoraError(
+            f"finetune.warm_start: there is no adapter of a search in {folder}; run flexora search for this selection "
+            "first, or set warm_start to false"
+        )
+
+
+def read_start(folder: Path, adapter: LoraConfig) -> dict[str, Tensor]:
+    """Read the weights of a PEFT folder, which must mean the same under the settings of another adapter.
+
+    Returns:
+        Tensors by PEFT's names of them, on the CPU.
+
+    Raises:
+        FlexoraError: If the folder holds no whole LoRA, or one with another setting of :data:`DECISIVE`.
+    """
+    require_start(folder)
+    try:
+        found: PeftConfig = PeftConfig.from_pretrained(str(folder))
+        weights: dict[str, Tensor] = load_peft_weights(str(folder), device="cpu")
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise FlexoraError(f"finetune.warm_start: cannot read {folder}: {reason[:200]}; search again") from error
+    require_lora(found, str(folder))
+    for name in DECISIVE:
+        before, now = getattr(found, name), getattr(adapter, name)
+        if before != now:
+            raise FlexoraError(
+                f"finetune.warm_start: {folder} has {name} {before}, but adapter.{name} is {now}; give both the same, "
+                "or set warm_start to false"
+            )
+    return weights
+
+
+def fill(model: PeftModel, weights: dict[str, Tensor], source: str) -> None:
+    """Copy weights into the modules that the model adapts; those of other modules are left aside.
+
+    Args:
+        model: The model with its adapter.
+        weights: Tensors by PEFT's names of them.
+        source: Where they are from, for messages.
+
+    Raises:
+        FlexoraError: If a module's weights are not among them, or of another shape.
+    """
+    own = get_peft_model_state_dict(model)
+    for name, tensor in own.items():
+        if name not in weights or weights[name].shape != tensor.shape:
+            module = name.removeprefix("base_model.model.").split(".lora_")[0]
+            raise FlexoraError(
+                f"finetune.warm_start: {source} has no weights that fit {module}; search with the same base model and "
+                "adapter.target_modules, or set warm_start to false"
+            )
+    set_peft_model_state_dict(model, {name: weights[name] for name in own})
