@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,32 @@ def _replace(path: Path, content: str | bytes) -> Path:
         Path(name).unlink(missing_ok=True)
         raise
     return path
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to fill, which becomes ``path`` when the block ends; if the block fails, nothing is left.
+
+    Raises:
+        FlexoraError: If ``path`` exists, its folder cannot be written to, or the disk is full.
+    """
+    if path.exists():
+        raise FlexoraError(f"{path} exists already; choose another place, or delete it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            made = Path(scratch) / path.name
+            made.mkdir()
+            yield made
+            for file in filter(Path.is_file, made.rglob("*")):
+                file.chmod(0o644)  # safetensors gives 0600
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+            os.replace(made, path)
+    except OSError as error:
+        raise FlexoraError(
+            f"cannot write {path}: {error.strerror or error}; make room or choose another place"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> Path:

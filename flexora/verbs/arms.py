@@ -34,6 +34,25 @@ def place_of(folder: RunFolder, arm: str) -> Path | None:
     return folder.adapter(PHASE_OF_ARM[arm]) if arm in PHASE_OF_ARM else Path(arm).expanduser()
 
 
+def existing_adapter(folder: RunFolder, arm: str, option: str) -> Path | None:
+    """Folder of an arm's adapter; none for the base model.
+
+    Args:
+        folder: The run's folder.
+        arm: The arm.
+        option: The option that names the arm, for messages.
+
+    Raises:
+        FlexoraError: If there is no adapter in it.
+    """
+    path = place_of(folder, arm)
+    if path is not None and not (path / "adapter_config.json").is_file():
+        known = ", ".join(["base", *PHASE_OF_ARM])
+        remedy = "run flexora run first" if arm in PHASE_OF_ARM else f"name one of {known} or the folder of an adapter"
+        raise FlexoraError(f"{option}: {arm} has no adapter in {path}; {remedy}")
+    return path
+
+
 def adapter_of(folder: RunFolder, arm: str, data: dict[str, Any], option: str = "evaluate.arms") -> Path | None:
     """Folder of an arm's adapter, trained with the prompts that it is to be scored with; none for the base model.
 
@@ -46,13 +65,9 @@ def adapter_of(folder: RunFolder, arm: str, data: dict[str, Any], option: str = 
     Raises:
         FlexoraError: If there is no adapter in it, or it was trained with prompts of another style.
     """
-    path = place_of(folder, arm)
+    path = existing_adapter(folder, arm, option)
     if path is None:
         return None
-    if not (path / "adapter_config.json").is_file():
-        known = ", ".join(["base", *PHASE_OF_ARM])
-        remedy = "run flexora run first" if arm in PHASE_OF_ARM else f"name one of {known} or the folder of an adapter"
-        raise FlexoraError(f"{option}: {arm} has no adapter in {path}; {remedy}")
     if (path.parent / "done.json").is_file():  # a run's own adapter: it is known what it was trained with
         trained = json.loads((path.parent / "done.json").read_text()).get("data", {})
         _require_same_prompts(arm, trained, {"class_path": data["class_path"], **data["init_args"]}, option)

@@ -86,7 +86,7 @@ def lightning_cli(
         ]
     bars = [] if settings.get("enable_progress_bar") is False else [progress_bar()]
     # LightningCLI must never see the verb's own command line: it would parse it once more.
-    _silence()
+    silence()
     with _arguments_hidden(), _own_errors():
         cli = cli_class(
             module_class,
@@ -165,7 +165,7 @@ def _own_errors() -> Iterator[None]:
         raise
 
 
-def _silence() -> None:
+def silence() -> None:
     """Silence what Lightning and PEFT tell every user on every start."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)

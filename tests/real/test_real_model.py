@@ -81,6 +81,24 @@ def test_the_adapter_loads_with_plain_peft_and_gives_the_same_logits(run: Path) 
     assert float((logits - plain).abs().max()) > 1e-3
 
 
+def test_the_merged_model_gives_the_logits_of_base_and_adapter(run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "merged"
+    assert main(["merge", "--config", str(RECIPE), f"--output_dir={run}", f"--to={target}"]) == 0
+    ids = torch.randint(0, 40_000, (2, 17), generator=torch.Generator().manual_seed(0))
+
+    def load(folder: Path) -> torch.nn.Module:
+        # Logits of 36 are computed to 2e-4 in float32: the merged weights' own error shows in float64 alone.
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+
+    with torch.no_grad():
+        base = load(packaged_model_folder("packaged:SmolLM2-135M-Instruct"))
+        plain = base(ids).logits
+        adapted = PeftModel.from_pretrained(base, run / "finetune" / "adapter").eval()(ids).logits
+        merged = load(target)(ids).logits
+    torch.testing.assert_close(merged, adapted, rtol=0, atol=1e-4)
+    assert float((adapted - plain).abs().max()) > 1e-3
+
+
 def test_packed_scores_equal_one_sequence_at_a_time() -> None:
     data = ArcEasy(source="packaged", evaluate_rows=6)
     rows = list(data.reported_set)
