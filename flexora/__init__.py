@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flexora.backbone.loading import Backbone
+    from flexora.backbone.methods import FullWeights
     from flexora.data.benchmarks import (
         ArcChallenge,
         ArcEasy,
@@ -56,6 +57,7 @@ _HOMES = {
     "FinetuneModule": "flexora.finetune.module",
     "FirstOrder": "flexora.search.estimators",
     "FlexoraError": "flexora.errors",
+    "FullWeights": "flexora.backbone.methods",
     "GenerativeDataModule": "flexora.data.generative",
     "Gsm8k": "flexora.data.benchmarks",
     "HellaSwag": "flexora.data.benchmarks",
@@ -94,6 +96,7 @@ __all__ = [
     "FinetuneModule",
     "FirstOrder",
     "FlexoraError",
+    "FullWeights",
     "GenerativeDataModule",
     "Gsm8k",
     "HellaSwag",

@@ -9,10 +9,11 @@ from typing import Any, Literal, NoReturn
 import jsonargparse
 import jsonargparse.typing
 import lightning as L
-from peft import LoraConfig
+from peft import PeftConfig
 
 import flexora.data.benchmarks  # noqa: F401 - so that short class names resolve
 from flexora.backbone.loading import Backbone
+from flexora.backbone.methods import build_config
 from flexora.data.datamodule import AnswerDataModule
 from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
@@ -58,6 +59,11 @@ class ReportSettings:
 #: Classes that the search uses unless told otherwise: written out, their settings are flags and show in the recipe.
 DEFAULT_CLASSES = {"estimator": "Unrolled", "inner_optimizer": "AdamW", "rule": "Positive"}
 
+#: The adapter where a recipe names none: its settings are then those of LoRA.
+DEFAULT_ADAPTER = "peft.LoraConfig"
+
+jsonargparse.add_instantiator(build_config, PeftConfig)  # LightningCLI's parser of a phase makes the adapter
+
 HINT = "; --help lists the settings"
 
 #: What the help of a verb says of its short flags.
@@ -78,6 +84,12 @@ class RecipeParser(jsonargparse.ArgumentParser):
             FlexoraError: Always.
         """
         raise FlexoraError(one_line(message)) from ex
+
+    def get_defaults(self, *arguments: Any, **options: Any) -> jsonargparse.Namespace:
+        """Defaults, of the adapter its class alone: jsonargparse would hand LoRA's ``r`` on to any other class."""
+        defaults = super().get_defaults(*arguments, **options)
+        defaults.pop("adapter.init_args", None)
+        return defaults
 
     def validate(self, namespace: jsonargparse.Namespace, *arguments: Any, **options: Any) -> None:
         """Check types, and that every section holds settings: jsonargparse lets any scalar stand for a section.
@@ -107,8 +119,8 @@ def recipe_parser(verb: str) -> RecipeParser:
     parser = RecipeParser(
         prog=f"flexora {verb}",
         description="Settings come from --config files (later ones win) and flags such as --search.outer_steps 20. "
-        "--data.help ArcEasy lists the settings of a benchmark, --search.rule.help TopK those of a class."
-        + SHORT_FLAGS.get(verb, ""),
+        "--data.help ArcEasy lists the settings of a benchmark, --search.rule.help TopK or --adapter.help VeraConfig "
+        "those of a class." + SHORT_FLAGS.get(verb, ""),
         exit_on_error=True,
     )
     parser.add_argument("--config", action="config", help="A recipe; may be given several times, later ones win.")
@@ -118,7 +130,12 @@ def recipe_parser(verb: str) -> RecipeParser:
     parser.add_subclass_arguments(
         AnswerDataModule, "data", skip={"backbone", "seed"}, required=True, help="The benchmark."
     )
-    parser.add_class_arguments(LoraConfig, "adapter", help="PEFT's LoRA configuration.")
+    parser.add_subclass_arguments(
+        PeftConfig,
+        "adapter",
+        default={"class_path": DEFAULT_ADAPTER},
+        help="A configuration of PEFT; LoRA's by default.",
+    )
     parser.add_class_arguments(L.Trainer, "trainer", instantiate=False, help="Lightning's Trainer.")
     parser.add_class_arguments(SearchModule, "search", skip=SHARED, help="The search phase.")
     parser.set_defaults({f"search.{name}": {"class_path": default} for name, default in DEFAULT_CLASSES.items()})
@@ -139,6 +156,12 @@ def recipe_parser(verb: str) -> RecipeParser:
         "run's own search for layers given by number) instead of a fresh one.",
     )
     parser.add_argument("--finetune.folder", type=str, default="finetune", help="Folder of the phase below output_dir.")
+    parser.add_argument(
+        "--finetune.adapter",
+        type=dict[str, Any],
+        default={},
+        help="Overrides of adapter in the fine-tune; with a class_path, another method.",
+    )
     parser.add_argument(
         "--finetune.trainer", type=dict[str, Any], default={}, help="Overrides of trainer in the fine-tune."
     )

@@ -1,16 +1,27 @@
-"""Attach LoRA to exactly the chosen modules, and check with PEFT's own status that nothing else is adapted."""
+"""Attach an adapter to exactly the chosen modules, and check that nothing else is adapted."""
 
 from __future__ import annotations
 
 import copy
 from typing import TYPE_CHECKING
 
-from peft import LoraConfig, PeftModel, get_layer_status, get_peft_model, get_peft_model_state_dict, load_peft_weights
+import torch
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+)
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError
 
 from flexora.backbone.families import Family, family_of
+from flexora.backbone.methods import require_modules, sits_on_modules
 from flexora.errors import FlexoraError
 
 if TYPE_CHECKING:
@@ -25,11 +36,13 @@ if TYPE_CHECKING:
 WEIGHT_FILES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
 
 
-def attach(model: PreTrainedModel, adapter: LoraConfig, selection: Selection, family: Family) -> PeftModel:
+def attach(model: PreTrainedModel, adapter: PeftConfig, selection: Selection, family: Family) -> PeftModel:
     """Put a fresh adapter on the chosen projections of the chosen layers.
 
     PEFT is given full module names: they express any choice, and avoid its trap of reading an empty
-    ``layers_to_transform`` as all layers.
+    ``layers_to_transform`` as all layers. Any method that adapts linear modules by name will do, those too that are
+    not PEFT's own: a configuration and a tuner of yours, in the tables of ``peft.mapping`` (what
+    ``peft.utils.register_peft_method`` fills for the names that PEFT knows).
 
     Args:
         model: The frozen base model; its layers are replaced in place.
@@ -38,24 +51,44 @@ def attach(model: PreTrainedModel, adapter: LoraConfig, selection: Selection, fa
         family: The model's family.
 
     Raises:
-        FlexoraError: If the configuration limits the layers itself, or PEFT adapted other modules than asked.
+        FlexoraError: If the method adapts no modules by name, limits the layers itself, does not fit the model or
+            would be rounded in half precision, or if PEFT adapted other modules than asked.
     """
-    if adapter.layers_to_transform is not None or adapter.layers_pattern is not None:
-        raise FlexoraError("adapter: layers_to_transform and layers_pattern are set by the selection; remove them")
+    require_modules(adapter)
     wanted = {family.module_name(layer, name) for layer, names in selection.targets.items() for name in names}
     config = copy.deepcopy(adapter)
     config.task_type = "CAUSAL_LM"
-    if config.init_lora_weights != "loftq":
-        config.loftq_config = {}  # a typed parser fills the defaults in, which PEFT then warns about
     config.target_modules = wanted
-    # from_pretrained gives a model in evaluation mode, in which checkpointing and dropout would stay off.
-    peft_model = get_peft_model(model, config).train()
+    if isinstance(config, IA3Config):  # it asks for full names there too, once it is loaded again
+        inner = config.feedforward_modules or {"down_proj"}
+        config.feedforward_modules = {name for name in wanted if name.rsplit(".", 1)[-1] in inner}
+    try:
+        # from_pretrained gives a model in evaluation mode, in which checkpointing and dropout would stay off.
+        peft_model = get_peft_model(model, config).train()
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise FlexoraError(f"adapter: {type(adapter).__name__}: {reason[:300]}; change that setting") from error
     model.disable_input_require_grads()  # PEFT does as transformers; see Backbone.load_model
-    adapted = {status.name.removeprefix("model.") for status in get_layer_status(peft_model)}
+    adapted = adapted_modules(peft_model)
     if adapted != wanted:
         wrong = sorted(adapted ^ wanted)[0]
         raise FlexoraError(f"adapter: PEFT adapted {len(adapted)} modules where {len(wanted)} were asked, e.g. {wrong}")
+    for name, parameter in peft_model.named_parameters():
+        if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float64):
+            raise FlexoraError(
+                f"adapter: {type(adapter).__name__} trains {name} in {parameter.dtype}, which rounds most steps away; "
+                "set backbone.dtype to float32 and trainer.precision to bf16-mixed"
+            )
     return peft_model
+
+
+def adapted_modules(model: PeftModel) -> set[str]:
+    """Full names of the base model's modules that an adapter sits on."""
+    return {
+        name.removeprefix("base_model.model.")
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
 
 
 def draw_again(model: PeftModel, adapter: LoraConfig) -> None:
@@ -82,9 +115,11 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         raise FlexoraError(
             f"cannot load the adapter {folder}: {reason[:200]}; name a PEFT folder made for this base model"
         ) from error
-    if not isinstance(adapted.peft_config["default"], LoraConfig):
-        kind = adapted.peft_config["default"].peft_type.value
-        raise FlexoraError(f"the adapter {folder} is of type {kind}; LoRA alone can be scored so far")
+    if not sits_on_modules(config := adapted.peft_config["default"]):
+        raise FlexoraError(
+            f"the adapter {folder} is of type {config.peft_type.value}, which adapts no linear modules by name; only "
+            "adapters that do can be scored"
+        )
     left_over = sorted(weights.keys() ^ get_peft_model_state_dict(adapted).keys())
     if left_over:  # PEFT loads what fits, and at most warns
         raise FlexoraError(
@@ -99,8 +134,16 @@ def trainable_parameters(model: PeftModel) -> int:
 
 
 def adapter_size(model: PeftModel) -> tuple[int, int]:
-    """Number of decoder layers with an adapter, and number of its parameters."""
+    """Number of decoder layers with an adapter, and number of its parameters that are trained.
+
+    A folder may hold more: VeRA's frozen random projections, SHiRA's indices.
+    """
     prefix = family_of(type(model.get_base_model()).__name__).layers + "."
-    names = [status.name for status in get_layer_status(model)]  # the head may be adapted too
-    layers = {name.split(prefix, 1)[1].split(".", 1)[0] for name in names if prefix in name}
-    return len(layers), sum(tensor.numel() for tensor in get_peft_model_state_dict(model).values())
+    names = [name for name in adapted_modules(model) if name.startswith(prefix)]  # the head may be adapted too
+    loaded = trainable_parameters(model) == 0
+    if loaded:  # PEFT freezes what it loads for inference
+        model.set_requires_grad("default")
+    parameters = trainable_parameters(model)
+    if loaded:
+        model.set_requires_grad("default", requires_grad=False)
+    return len({name.removeprefix(prefix).split(".", 1)[0] for name in names}), parameters

@@ -1,14 +1,16 @@
-"""The fine-tune as a LightningModule: LoRA on the chosen layers alone, automatic optimisation."""
+"""The fine-tune as a LightningModule: an adapter on the chosen layers alone, automatic optimisation."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
-from peft import LoraConfig, PeftModel
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from peft import AdaLoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import get_cosine_schedule_with_warmup
@@ -16,31 +18,41 @@ from transformers import get_cosine_schedule_with_warmup
 from flexora.backbone.adapters import attach
 from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone, describe
+from flexora.backbone.methods import require_modules
 from flexora.data.batch import terms
 from flexora.errors import FlexoraError
+from flexora.finetune.adalora import RankBudget, orthogonality, trim_ranks
+from flexora.finetune.initialization import (
+    moves_base,
+    needs_rows,
+    require_initialization,
+    save_converted,
+    start_from_rows,
+)
 from flexora.finetune.prefix import PrefixCache
-from flexora.finetune.sharding import shard
-from flexora.finetune.start import fill, read_start, require_lora
+from flexora.finetune.sharding import require_shardable, shard
+from flexora.finetune.warm_start import fill, read_start, require_lora
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.selection import resolve_selection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
+    from torch.utils.data import DataLoader
 
     from flexora.data.batch import Batch
 
 
 class FinetuneModule(L.LightningModule):
-    """Trains LoRA on the chosen layers with AdamW, warm-up and a cosine schedule.
+    """Trains an adapter on the chosen layers with AdamW, warm-up and a cosine schedule.
 
     It runs on one device; on several under DDP; or with ``fsdp2``, where each holds a part of the decoder layers.
 
     Args:
         backbone: The base model.
-        adapter: PEFT's LoRA configuration, as in the search.
+        adapter: A configuration of PEFT: LoRA as in the search, or any method that adapts linear modules by name.
+            AdaLoRA's ``total_step`` is replaced by the trainer's steps.
         selection: A ``selection.json``, ``all``, or layers such as ``0,3,5-9``.
         learning_rate: Peak learning rate.
         weight_decay: Decoupled weight decay.
@@ -52,13 +64,13 @@ class FinetuneModule(L.LightningModule):
         initial_adapter: A PEFT folder whose weights of the chosen modules are the start, as
             :meth:`SearchModule.save_adapter` writes it; LoRA starts fresh by default, as in the paper. Recipes fill it
             in where ``finetune.warm_start`` asks for it.
-        seed: Seed of LoRA's initial weights. Recipes fill it in from their own section.
+        seed: Seed of the adapter's initial weights. Recipes fill it in from their own section.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        adapter: LoraConfig,
+        adapter: PeftConfig,
         selection: str = "all",
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
@@ -77,6 +89,8 @@ class FinetuneModule(L.LightningModule):
             raise FlexoraError(f"finetune.prefix_cache: {prefix_cache} GiB is less than nothing; give 0 or more")
         if initial_adapter is not None:
             require_lora(adapter)
+        require_modules(adapter)
+        require_initialization(adapter, backbone)
         self.strict_loading = False  # the frozen base model is in no checkpoint
         self.backbone = backbone
         self.adapter = adapter
@@ -99,12 +113,10 @@ class FinetuneModule(L.LightningModule):
         """
         if self.model is not None:
             return
-        if self.device_mesh is not None and self.backbone.quantization is not None:
-            raise FlexoraError(
-                "backbone.quantization: fsdp2 cannot shard weights in 4 bits; remove it, or train with strategy ddp"
-            )
+        if self.device_mesh is not None:
+            require_shardable(self.adapter, self.backbone)
         config = describe(self.backbone.load_config())
-        projections = config.family.expand(self.adapter.target_modules)
+        projections = config.family.expand(getattr(self.adapter, "target_modules", None))
         # Selection and start are checked before the base model's weights are read.
         selection = resolve_selection(self.selection, config.name, config.num_layers, projections)
         start = None if self.initial_adapter is None else read_start(Path(self.initial_adapter), self.adapter)
@@ -112,6 +124,10 @@ class FinetuneModule(L.LightningModule):
         self.model = attach(self.backbone.load_model(), self.adapter, selection, config.family)
         if start is not None:
             fill(self.model, start, str(self.initial_adapter))
+        if needs_rows(self.adapter):
+            self._start_from_rows(self.model)
+        if moves_base(self.adapter):  # made again when a checkpoint is resumed: it holds no base weights
+            self._start = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(self.model).items()}
         self.prefix = PrefixCache(self.model, int(self.prefix_cache * 2**30))
         if self.compiled:
             served = self.prefix.layers if self.prefix_cache else []
@@ -120,6 +136,26 @@ class FinetuneModule(L.LightningModule):
                     layer.compile(dynamic=True)  # one by one: they share their code
         if self.device_mesh is not None:
             shard(self.model, config.family, self.device_mesh["data_parallel"])
+
+    def _start_from_rows(self, model: PeftModel) -> None:
+        """Have the first batches of the fit decide where the adapter starts.
+
+        Raises:
+            FlexoraError: If there is no fit.
+        """
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            raise FlexoraError("adapter.init_lora_weights: eva starts from training rows; call Trainer.fit first")
+        if self.trainer.world_size > 1:
+            raise FlexoraError(
+                "adapter.init_lora_weights: eva would start from other rows on each device; fine-tune on one"
+            )
+        self.trainer.fit_loop.setup_data()
+        model.to(self.trainer.strategy.root_device)
+        start_from_rows(model, cast("DataLoader[Batch]", self.trainer.train_dataloader))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What the adapter's method does between steps."""
+        return [RankBudget()] if isinstance(self.adapter, AdaLoraConfig) else []
 
     @property
     def peft_model(self) -> PeftModel:
@@ -155,7 +191,9 @@ class FinetuneModule(L.LightningModule):
             loss_sum = answer_loss(self.peft_model, batch)
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         self.log("train_loss", loss_sum.detach() / terms(batch), prog_bar=True)
-        return loss_sum / batch["normalizer"] * parts
+        loss: Tensor = loss_sum / batch["normalizer"] * parts
+        # Every micro-batch of a step adds it, and Lightning averages over them.
+        return loss + orthogonality(self.peft_model) if isinstance(self.adapter, AdaLoraConfig) else loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Mean loss of the held-out rows, per answer token or per question."""
@@ -171,15 +209,26 @@ class FinetuneModule(L.LightningModule):
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
-    def save_adapter(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint's adapter as a plain PEFT folder, from one process, whatever the strategy.
+    def save_adapter(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write the adapter as a plain PEFT folder: on the untouched base it gives the same logits as here.
 
         Args:
             folder: The folder.
-            weights: ``state_dict`` of a checkpoint: the trained parameters, whole.
+            weights: ``state_dict`` of a checkpoint, the trained parameters, which the module takes over before; those
+                that it has by default.
         """
-        trained = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
-        self.peft_model.save_pretrained(folder, state_dict=self.peft_model.state_dict() | trained)
+        model = self.peft_model
+        trained = {name.removeprefix("model."): tensor for name, tensor in (weights or {}).items()}
+        if self.device_mesh is not None:  # a device has no whole parameters to take them over, nor to write
+            model.save_pretrained(str(folder), state_dict=model.state_dict() | trained)
+            return
+        model.load_state_dict(trained, strict=False)
+        if moves_base(self.adapter):
+            save_converted(model, self._start, Path(folder))
+            return
+        if isinstance(self.adapter, AdaLoraConfig):
+            trim_ranks(model)
+        model.save_pretrained(str(folder))
 
 
 def may_fuse(device: str, clip: float | None, precision: str) -> bool:

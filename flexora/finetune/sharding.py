@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from peft import AdaLoraConfig
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from flexora.errors import FlexoraError
+from flexora.finetune.initialization import moves_base
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from torch.distributed.device_mesh import DeviceMesh
 
     from flexora.backbone.families import Family
+    from flexora.backbone.loading import Backbone
 
 
 class FullyShard(ModelParallelStrategy):
@@ -43,6 +46,22 @@ class FullyShard(ModelParallelStrategy):
 
 
 StrategyRegistry.register("fsdp2", FullyShard, description="Fully sharded data parallelism for the fine-tune")
+
+
+def require_shardable(adapter: PeftConfig, backbone: Backbone) -> None:
+    """Refuse what needs whole parameters on a device.
+
+    Raises:
+        FlexoraError: If the base is in 4 bits, or the adapter's method reads its own weights between steps or changes
+            those of the base.
+    """
+    if backbone.quantization is not None:
+        raise FlexoraError(
+            "backbone.quantization: fsdp2 cannot shard weights in 4 bits; remove it, or train with strategy ddp"
+        )
+    if isinstance(adapter, AdaLoraConfig) or moves_base(adapter):
+        kind = getattr(adapter, "init_lora_weights", type(adapter).__name__)
+        raise FlexoraError(f"adapter: {kind} does not go with strategy fsdp2; train it with strategy ddp")
 
 
 def shard(model: PeftModel, family: Family, mesh: DeviceMesh) -> None:

@@ -76,7 +76,8 @@ class Gates:
         for name, _ in named:
             if not name.endswith((f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight")):
                 raise FlexoraError(
-                    f"search: {name} is neither LoRA's A nor B; search needs plain LoRA (no DoRA, no bias)"
+                    f"search: {name} is neither LoRA's A nor B; search needs plain LoRA (no DoRA, no bias): "
+                    "set what is more in finetune.adapter alone"
                 )
         self.theta: list[torch.nn.Parameter] = [parameter for _, parameter in named]
         self.units = units

@@ -9,7 +9,7 @@ from typing import Literal
 import lightning as L
 import numpy as np
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig, PeftType
 from torch import nn
 
 from flexora.backbone.adapters import attach, draw_again
@@ -30,6 +30,9 @@ from flexora.search.schedule import ScheduleName, schedule
 from flexora.search.selection import Selection, resolve_selection
 from flexora.search.units import Units
 
+#: Starts at which LoRA adds nothing, whatever its gate.
+PLAIN_STARTS = (True, "gaussian", "orthogonal")
+
 
 def step_seed(seed: int, outer_step: int) -> int:
     """Where an outer step's dropout seeds start: spread by a hash, so that no two searches share any."""
@@ -44,8 +47,8 @@ class SearchModule(L.LightningModule):
 
     Args:
         backbone: The base model.
-        adapter: PEFT's LoRA configuration; ``target_modules`` takes short names, ``all-linear``, or nothing for the
-            paper's query and value.
+        adapter: PEFT's configuration of plain LoRA; ``target_modules`` takes short names, ``all-linear``, or nothing
+            for the paper's query and value. What the fine-tune alone shall have goes to ``finetune.adapter``.
         outer_steps: Number of outer steps K of each repeat.
         inner_steps: Inner steps T before each outer step.
         repeats: Searches, one after another, each with its own start of LoRA, order of rows, dropout and held-out rows;
@@ -74,7 +77,7 @@ class SearchModule(L.LightningModule):
     def __init__(
         self,
         backbone: Backbone,
-        adapter: LoraConfig,
+        adapter: PeftConfig,
         outer_steps: int = 100,
         inner_steps: int = 2,
         repeats: int = 1,
@@ -105,10 +108,20 @@ class SearchModule(L.LightningModule):
                 raise FlexoraError(f"search.{name}: {value} is too small; give at least 1")
         if not 0 <= inner_warmup_ratio < 1:
             raise FlexoraError(f"search.inner_warmup_ratio: {inner_warmup_ratio} must lie in [0, 1)")
+        if not isinstance(adapter, LoraConfig) or adapter.peft_type != PeftType.LORA:
+            raise FlexoraError(
+                f"adapter: the search takes plain LoRA, not {type(adapter).__name__}; leave LoRA here and name the "
+                "other in finetune.adapter, or fine-tune with --selection"
+            )
+        if adapter.init_lora_weights not in PLAIN_STARTS:
+            raise FlexoraError(
+                f"adapter.init_lora_weights: the search takes {' or '.join(map(str, PLAIN_STARTS))}, not "
+                f"{adapter.init_lora_weights}, which a gate would scale as well; set it in finetune.adapter alone"
+            )
         if repeats > 1 and adapter.init_lora_weights not in (True, "gaussian"):
             raise FlexoraError(
-                f"search.repeats: each draws LoRA's start anew, but adapter.init_lora_weights "
-                f"{adapter.init_lora_weights} makes it from the base model; leave it at true, or repeats at 1"
+                f"search.repeats: each draws LoRA's start anew, which is not done for adapter.init_lora_weights "
+                f"{adapter.init_lora_weights}; leave it at true, or repeats at 1"
             )
         if adapter.rank_pattern:
             raise FlexoraError(

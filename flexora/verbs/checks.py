@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningCLI
 from flexora.backbone.limits import Phase
 from flexora.data.datamodule import AnswerDataModule
 from flexora.errors import FlexoraError
-from flexora.finetune.start import require_start
+from flexora.finetune.warm_start import require_start
 from flexora.scoring.module import ScoreModule
 from flexora.scoring.referee import require_referee
 from flexora.verbs.arms import PHASE_OF_ARM, adapter_of

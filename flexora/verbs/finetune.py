@@ -1,4 +1,4 @@
-"""``flexora finetune``: train LoRA on the chosen layers alone."""
+"""``flexora finetune``: train an adapter on the chosen layers alone."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 
-from flexora.backbone.adapters import trainable_parameters
 from flexora.backbone.loading import Backbone, describe
 from flexora.checkpoint import read_checkpoint
 from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
-from flexora.finetune.start import require_start
+from flexora.finetune.warm_start import require_start
 from flexora.report.html import write_report
 from flexora.search.selection import Selection, resolve_selection
 from flexora.verbs.phase import lightning_cli, plain_errors
@@ -65,10 +64,10 @@ def main(arguments: Sequence[str]) -> int:
             )
         tuned = cast("FinetuneModule", cli.model)
         best = read_checkpoint(Path(checkpoints.best_model_path))
+        parameters = trainable_parameters(tuned.peft_model)
         tuned.save_adapter(place / "adapter", best["state_dict"])
         folder.finish(name, settings)
         write_report(folder.root, recipe.sections["report"]["title"])
-    parameters = trainable_parameters(tuned.peft_model)
     Console().print(
         f"{len(selection.layers)} layers, {parameters:,} trainable parameters; adapter in {place / 'adapter'}",
         soft_wrap=True,
@@ -103,5 +102,5 @@ def _selection(recipe: Recipe) -> Selection:
             )
         text = str(recipe.folder.selection)
     architecture = describe(Backbone(**recipe.sections["backbone"]).load_config())
-    projections = architecture.family.expand(recipe.sections["adapter"].get("target_modules"))
+    projections = architecture.family.expand(recipe.adapter("finetune")["init_args"].get("target_modules"))
     return resolve_selection(text, architecture.name, architecture.num_layers, projections)

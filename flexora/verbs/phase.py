@@ -174,7 +174,10 @@ def silence() -> None:
         ".*smaller than the logging interval.*",
         ".*LeafSpec.*",
         ".*across ranks is zero.*",  # a search whose steps are all done
-        ".*loftq_config.*",
+        ".*is 'eva' but `eva_config` is not specified.*",
+        ".*lora with eva initialization.*",
+        ".*changes the base weights of the model.*",  # what is written is converted
+        ".*rank_pattern keys did not match.*",  # PEFT's AdaLoRA writes them so itself
         ".*is_gradient_checkpointing.*",
     )
     for message in noise:

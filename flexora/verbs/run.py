@@ -59,6 +59,8 @@ def main(arguments: Sequence[str]) -> int:
             "run: starts the processes of each phase by itself; have torchrun or srun start flexora search, finetune "
             "and evaluate one after another"
         )
+    if any(argument.partition("=")[0] == "--adapter" for argument in arguments):  # it goes to every phase
+        raise FlexoraError("--adapter: flexora evaluate takes a folder here; write --adapter.class_path, or a recipe")
     recipe = Recipe("run", arguments)
     console, folder = Console(), recipe.folder
     arms = recipe.sections["evaluate"]["arms"]

@@ -86,10 +86,37 @@ class Recipe:
 
     def module(self, phase: str) -> dict[str, Any]:
         """The settings of a phase's LightningModule, completed from the shared sections."""
-        own = {k: v for k, v in self.sections[phase].items() if k not in ("trainer", "folder", "warm_start")}
+        elsewhere = ("adapter", "folder", "trainer", "warm_start")
+        own = {name: value for name, value in self.sections[phase].items() if name not in elsewhere}
         if phase == "finetune":
             own["initial_adapter"] = self.initial_adapter and str(self.initial_adapter)
-        return own | {name: self.sections[name] for name in ("backbone", "adapter", "seed")}
+        shared = {name: self.sections[name] for name in ("backbone", "seed")}
+        return own | shared | {"adapter": self.adapter(phase)}
+
+    def adapter(self, phase: str) -> dict[str, Any]:
+        """The adapter section with the phase's overrides: ``class_path`` and all ``init_args``.
+
+        Overrides of single settings go on top of the section, as those of another recipe would. One that names a
+        class stands in the section's place, and keeps only its ``target_modules``.
+
+        Raises:
+            FlexoraError: If the overrides are no settings of the adapter.
+        """
+        section: dict[str, Any] = self.sections["adapter"]
+        override = self.sections[phase].get("adapter")
+        if not override:
+            return section
+        base, targets = self.namespace, section["init_args"].get("target_modules")
+        if "class_path" in override:
+            base = base.clone()
+            del base["adapter"]
+            override = {**override, "init_args": {"target_modules": targets, **(override.get("init_args") or {})}}
+        try:
+            parsed = self.parser.parse_object({"adapter": override}, cfg_base=base)
+        except FlexoraError as error:
+            raise FlexoraError(f"{phase}.adapter: {str(error).removeprefix('adapter: ')}") from error
+        adapter: dict[str, Any] = yaml.safe_load(self.parser.dump(parsed, skip_none=False))["adapter"]
+        return adapter
 
     def trainer(self, phase: str) -> dict[str, Any]:
         """The trainer section with the phase's overrides."""
@@ -152,10 +179,10 @@ class Recipe:
                 **{name: value for name, value in data.items() if name not in UNDECISIVE_DATA[phase]},
             },
             "trainer": {name: trainer[name] for name in DECISIVE_TRAINER[phase]},
-            phase: {name: value for name, value in sections[phase].items() if name != "trainer"},
+            phase: {name: value for name, value in sections[phase].items() if name not in ("adapter", "trainer")},
         }
         if phase != "evaluate":  # it scores adapters whatever they were made with
-            settings |= {"seed": sections["seed"], "adapter": sections["adapter"]}
+            settings |= {"seed": sections["seed"], "adapter": self.adapter(phase)}
         if phase == "finetune" and self.initial_adapter is not None and self.initial_adapter.is_dir():
             (settings["initial_adapter"],) = fingerprints(self.folder, [str(self.initial_adapter)]).values()
         return settings

@@ -70,7 +70,7 @@ def _wrong_settings(sections: dict[str, Any]) -> Iterator[str]:
     for name, section in sections.items():
         if name == "data":
             continue
-        settings = section.items() if isinstance(section, dict) else ()
+        settings = section.items() if isinstance(section, dict) and "class_path" not in section else ()
         for part in [{name: {key: value}} for key, value in settings] or [{name: section}]:
             # The benchmark is required, and a whole one keeps each setting's problem its own.
             yield from _problems_of(parse, {"data": {"class_path": "ArcEasy"}, **part})
@@ -115,7 +115,7 @@ def _wrong_references(path: Path) -> Iterator[str]:
     for check in checks(recipe, get_args(Phase), trains=trains):
         found += _attempt(check)
     found += _attempt(_check_search, recipe, architectures)
-    found += _attempt(build, recipe, "finetune", FinetuneModule, recipe.module("finetune") | {"selection": "all"})
+    found += _attempt(_check_finetune, recipe)
     for architecture in architectures:
         found += _attempt(_check_selection, recipe, architecture)
     yield from dict.fromkeys(found)  # the phases share data and backbone, and so their problems
@@ -124,13 +124,17 @@ def _wrong_references(path: Path) -> Iterator[str]:
 def _check_search(recipe: Recipe, architectures: list[Architecture]) -> None:
     search = build(recipe, "search", SearchModule, recipe.module("search")).model
     for architecture in architectures:
-        projections = architecture.family.expand(recipe.sections["adapter"].get("target_modules"))
+        projections = architecture.family.expand(recipe.adapter("search")["init_args"].get("target_modules"))
         units = search.units_of(architecture.num_layers, projections)
         search.rule([0.0] * len(units), [1] * len(units))
 
 
+def _check_finetune(recipe: Recipe) -> None:
+    build(recipe, "finetune", FinetuneModule, recipe.module("finetune") | {"selection": "all"})
+
+
 def _check_selection(recipe: Recipe, architecture: Architecture) -> None:
-    projections = architecture.family.expand(recipe.sections["adapter"].get("target_modules"))
+    projections = architecture.family.expand(recipe.adapter("finetune")["init_args"].get("target_modules"))
     if (text := recipe.sections["finetune"]["selection"]) is not None:
         resolve_selection(text, architecture.name, architecture.num_layers, projections)
 

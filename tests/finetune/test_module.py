@@ -49,8 +49,13 @@ def parts() -> list[Batch]:
 
 
 def trainer(callbacks: list[Callback], **settings: object) -> L.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "barebones": False}
-    return L.Trainer(accelerator="cpu", devices=1, enable_model_summary=False, callbacks=callbacks, **quiet, **settings)  # type: ignore[arg-type]
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "barebones": False,
+    } | settings
+    return L.Trainer(accelerator="cpu", devices=1, enable_model_summary=False, callbacks=callbacks, **quiet)  # type: ignore[arg-type]
 
 
 def test_accumulated_gradients_are_those_of_the_mean_over_all_tokens(

@@ -46,7 +46,7 @@ def failing(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         (["--search.estimator.product=guess"], "search.estimator.*guess"),
         (["--backbone.quantization=nf4", "--backbone.dtype=float64"], "nf4 has no float64"),
         (["--search.gates=head"], "search.gates.*head"),
-        (["--search.repeats=2", "--adapter.init_lora_weights=pissa"], "search.repeats: .*pissa"),
+        (["--search.repeats=2", "--adapter.init_lora_weights=orthogonal"], "search.repeats: .*orthogonal"),
         (["--trainer.devices=2", "--trainer.strategy=ddp_spawn"], "spawned processes; use one device, or strategy ddp"),
         (["--search.rule=TopK", "--search.rule.k=9"], "the model has 4"),
         (["--search.rule=Budget", "--search.rule.parameters=5"], "smallest choice needs 224"),
