@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Literal, NoReturn
 
 import jsonargparse
@@ -81,8 +82,10 @@ class RecipeParser(jsonargparse.ArgumentParser):
         """Raise the problem.
 
         Raises:
-            FlexoraError: Always.
+            FlexoraError: Always, but for the parser of a class's settings, whose problem the whole one names.
         """
+        if not self.exit_on_error:
+            super().error(message, ex)
         raise FlexoraError(one_line(message)) from ex
 
     def get_defaults(self, *arguments: Any, **options: Any) -> jsonargparse.Namespace:
@@ -107,10 +110,14 @@ class RecipeParser(jsonargparse.ArgumentParser):
 
 def one_line(message: str) -> str:
     """Squeeze a message of jsonargparse into one line that names the setting and the first thing wrong with it."""
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
-    if "Errors:" in lines:  # a union: one line for each type it tried, then the value
-        lines = [lines[0].split(":")[0] + ":", lines[lines.index("Errors:") + 1]]
-    text = re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(lines))
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if "Errors:" in lines:  # a union: an item for each type it tried, then the value
+        first, *more = lines[lines.index("Errors:") + 1 :]
+        more = list(takewhile(lambda line: not line.startswith(("- ", "Given value")), more))
+        lines = [lines[0].split(":")[0] + ":", first, *more]
+    text = " ".join(line.removeprefix("- ") for line in lines)
+    text = re.sub(r"Problem with given class_path '[^']+': ", "", text)
+    text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
     return f"{text.removesuffix(HINT)}{HINT}"
 
 

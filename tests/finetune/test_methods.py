@@ -284,6 +284,7 @@ def test_another_class_does_not_inherit_the_defaults_of_lora() -> None:
         ("finetune", "{init_lora_weights: pissa, use_dora: true}", "adapter.use_dora: .* pissa"),
         ("finetune", "{init_lora_weights: eva, r: 900}", "eva needs batches of 1800 tokens"),
         ("finetune", "Nope", "adapter: .*Nope"),
+        ("finetune", "{lora_alph: 3}", "adapter: .*'lora_alph' is not accepted"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(
