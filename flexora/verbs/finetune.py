@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 
+from flexora.backbone.adapters import trainable_parameters
 from flexora.backbone.loading import Backbone, describe
 from flexora.checkpoint import read_checkpoint
 from flexora.errors import FlexoraError
