@@ -72,6 +72,7 @@ SHORT_FLAGS = {
     "finetune": " --selection is short for --finetune.selection, --warm-start for --finetune.warm_start true.",
     "evaluate": " --adapter FOLDER, once or several times, scores the base model beside these PEFT adapters; "
     "--referee lm-eval is short for --evaluate.referee.",
+    "estimate": " --length N assumes rows of so many tokens, where rows are not at hand or others are expected.",
 }
 
 

@@ -80,11 +80,14 @@ class Backbone:
             FlexoraError: If the files cannot be found or read, or the architecture has no family.
         """
         describe(self.load_config())  # an unsupported architecture is refused before its weights are read
-        dtype = getattr(torch, self.dtype)
-        quantized = {} if self.quantization is None else {"quantization_config": _nf4(dtype)}
+        quantized = {} if self.quantization is None else {"quantization_config": self.quantization_config()}
         model: PreTrainedModel = self._from_pretrained(
-            AutoModelForCausalLM, dtype=dtype, attn_implementation=self.attention, **quantized
+            AutoModelForCausalLM, dtype=getattr(torch, self.dtype), attn_implementation=self.attention, **quantized
         )
+        return self.prepared(model)
+
+    def prepared(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model with every weight frozen, and with gradient checkpointing where it is asked for."""
         model.requires_grad_(False)
         model.config.use_cache = False
         if self.gradient_checkpointing:
@@ -95,6 +98,21 @@ class Backbone:
             model.disable_input_require_grads()
         return model
 
+    def quantization_config(self) -> BitsAndBytesConfig:
+        """The settings of QLoRA (Dettmers et al. 2023): normal floats of 4 bits, their scales quantised as well.
+
+        Raises:
+            FlexoraError: If bitsandbytes is not installed.
+        """
+        if find_spec("bitsandbytes") is None:
+            raise FlexoraError("backbone.quantization: nf4 needs bitsandbytes; run pip install 'flexora[4bit]'")
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, self.dtype),
+        )
+
     def _from_pretrained(self, auto: Any, **options: Any) -> Any:
         try:
             return auto.from_pretrained(self.resolve(), revision=self.revision, trust_remote_code=False, **options)
@@ -103,19 +121,6 @@ class Backbone:
             raise FlexoraError(
                 f"backbone.model: cannot load {self.model}: {reason[:300]}; check name, network and hub login"
             ) from error
-
-
-def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """The settings of QLoRA (Dettmers et al. 2023): normal floats of 4 bits, their scales quantised as well.
-
-    Raises:
-        FlexoraError: If bitsandbytes is not installed.
-    """
-    if find_spec("bitsandbytes") is None:
-        raise FlexoraError("backbone.quantization: nf4 needs bitsandbytes; run pip install 'flexora[4bit]'")
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
 
 
 @dataclass(frozen=True)
