@@ -86,13 +86,18 @@ class Backbone:
         )
         return self.prepared(model)
 
-    def prepared(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model with every weight frozen, and with gradient checkpointing where it is asked for."""
+    def prepared(self, model: PreTrainedModel, **checkpointing: Any) -> PreTrainedModel:
+        """The model with every weight frozen, and with gradient checkpointing where it is asked for.
+
+        Args:
+            model: The model.
+            checkpointing: Further arguments of ``torch.utils.checkpoint.checkpoint``.
+        """
         model.requires_grad_(False)
         model.config.use_cache = False
         if self.gradient_checkpointing:
             # The non-reentrant form alone works with torch.autograd.grad and needs no input that requires grad.
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, **checkpointing})
             # transformers has them require grad for the other form: every layer would then be walked back through,
             # those below the lowest adapted one too.
             model.disable_input_require_grads()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flexora.data.batch import Batch, collate, terms
-from flexora.data.batching import MicroBatch, token_batches
+from flexora.data.batching import MicroBatch, length_batches
 from flexora.data.bilevel import OuterBatch
 from flexora.data.datamodule import AnswerDataModule
 from flexora.data.encoding import EncodedQuestion
@@ -48,7 +48,7 @@ def evaluation_batches(data: AnswerDataModule) -> list[Batch]:
     found = []
     for part in data.parts:
         rows = EncodedRows(part.reported_set, part.pad_token, all_choices=True)
-        found += _fetch(rows, token_batches(rows.lengths, part.evaluate_tokens), _choice_tokens(rows))
+        found += _fetch(rows, length_batches(rows.lengths, max_tokens=part.evaluate_tokens), _choice_tokens(rows))
     return found
 
 

@@ -38,11 +38,8 @@ class Sketch(Backbone):
             )
         if self.quantization is not None:
             _quantize(model, self.quantization_config())
-        self.prepared(model)
-        if self.gradient_checkpointing:  # what a backward pass computes again needs the same kernels
-            again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), CpuKernels())}
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
-        return model
+        # What a backward pass computes again needs the same kernels.
+        return self.prepared(model, context_fn=lambda: (nullcontext(), CpuKernels()))
 
 
 def _quantize(model: PreTrainedModel, config: Any) -> None:

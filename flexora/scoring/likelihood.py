@@ -31,12 +31,15 @@ def token_log_likelihoods(model: PreTrainedModel | PeftModel, batch: Batch) -> T
         ``[m]`` in nats, float32 (float64 for a float64 model), in the order of ``batch["target"]``.
     """
     base = cast("Any", model.get_base_model() if hasattr(model, "get_base_model") else model)
-    # Where choices share nothing, plain causal attention is right: padding stands on the right, where no token looks.
-    # Without a mask torch takes its flash kernels, and shares the keys of grouped queries instead of copying them.
-    layout = {}
+    ids = batch["input_ids"]
     if batch["branched"]:
         layout = {"attention_mask": _attention_mask(base, batch), "position_ids": batch["position_ids"]}
-    hidden = base.get_decoder()(input_ids=batch["input_ids"], use_cache=False, **layout).last_hidden_state
+    else:
+        # Plain causal attention is right: padding stands on the right, where no token looks. Without a mask torch takes
+        # its flash kernels, and shares the keys of grouped queries instead of copying them. Padding is counted on, or
+        # transformers would take its zeros for the beginnings of packed sequences.
+        layout = {"position_ids": torch.arange(ids.shape[1], device=ids.device)[None]}
+    hidden = base.get_decoder()(input_ids=ids, use_cache=False, **layout).last_hidden_state
     logits = base.get_output_embeddings()(hidden.flatten(0, 1)[batch["source"]])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bf16 log-softmax would round the loss
     return -F.cross_entropy(logits, batch["target"], reduction="none")

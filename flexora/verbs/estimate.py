@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from flexora.backbone.adapters import trainable_parameters
+from flexora.backbone.adapters import adapted_modules, trainable_parameters
 from flexora.backbone.limits import Phase
 from flexora.data.generative import GenerativeDataModule
 from flexora.errors import FlexoraError
@@ -97,9 +97,10 @@ def _length(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
 def _sketched(module: Any) -> Any:
     """The module of a phase on a model without data, and with an adapter that is not made from its weights."""
     module.backbone = Sketch(**asdict(module.backbone))
-    if isinstance(module.adapter.init_lora_weights, str):
+    if isinstance(getattr(module.adapter, "init_lora_weights", None), str):
         module.adapter = copy.copy(module.adapter)
         module.adapter.init_lora_weights = True
+    module.initial_adapter = None  # weights too
     return module
 
 
@@ -118,13 +119,13 @@ def _facts(module: FinetuneModule) -> list[str]:
     plain = replace(backbone, quantization=None).load_model()
     module.configure_model()
     adapter = get_peft_model_state_dict(module.peft_model)
-    adapted = {name.split(".lora_", 1)[0] for name in adapter}
     layers = "all layers" if module.selection == "all" else "the chosen layers"
     size = sum(tensor.nbytes for tensor in adapter.values())
     return [
         f"base: {backbone.model}, {sum(p.numel() for p in plain.parameters()):,} parameters, "
         f"{backbone.quantization or backbone.dtype}",
-        f"adapter: {len(adapted)} modules of {layers}, {trainable_parameters(module.peft_model):,} trainable "
+        f"adapter: {len(adapted_modules(module.peft_model))} modules of {layers}, "
+        f"{trainable_parameters(module.peft_model):,} trainable "
         f"parameters, file of {size / 1e6:,.1f} MB",
     ]
 
@@ -144,7 +145,8 @@ def _finetuned(recipe: Recipe, data: AnswerDataModule, module: FinetuneModule, l
     if length is None:
         batches = finetune_batches(data)
     else:
-        batches = [assumed_batch(data.batch_size, length, choices=data.objective == "choices")]
+        rows = min(data.batch_size, max(1, (data.max_tokens_per_batch or data.batch_size * length) // length))
+        batches = [assumed_batch(rows, length, choices=data.objective == "choices")]
     for batch in batches:
         yield rehearse_finetune(module, batch, precision, accumulate), _shape(batch)
 
