@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
+from dataclasses import dataclass
 from typing import TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -65,7 +66,7 @@ def answer_tokens(question: EncodedQuestion) -> int:
 
 def packed_length(question: EncodedQuestion) -> int:
     """Tokens of a row that holds every choice of a question."""
-    return len(_pack(question, all_choices=True)[0])
+    return len(_pack(question, all_choices=True).ids)
 
 
 def collate(
@@ -88,28 +89,21 @@ def collate(
         normalizer: Terms of the loss in the whole optimiser step; 0 stands for those of this batch.
     """
     packed = [_pack(question, all_choices) for question in questions]
-    length = max(len(ids) for ids, *_ in packed)
-    source: list[int] = []
-    target: list[int] = []
-    choice: list[int] = []
-    choices = [row_choices for *_, row_choices in packed]
-    for row, (_, _, _, predictions, _) in enumerate(packed):
-        first_choice = sum(choices[:row])
-        for position, token, index in predictions:
-            source.append(row * length + position)
-            target.append(token)
-            choice.append(first_choice + index)
+    length = max(len(row.ids) for row in packed)
+    choices = [row.choices for row in packed]
+    first = np.cumsum([0, *choices])
 
-    def padded(column: int, fill: int) -> Tensor:
-        return pad_sequence([torch.tensor(row[column]) for row in packed], batch_first=True, padding_value=fill)
+    def padded(column: str, fill: int) -> Tensor:
+        rows = [torch.from_numpy(getattr(row, column)) for row in packed]
+        return pad_sequence(rows, batch_first=True, padding_value=fill)
 
     batch = Batch(
-        input_ids=padded(0, pad_token),
-        position_ids=padded(1, 0),
-        segments=padded(2, PADDING),
-        source=torch.tensor(source),
-        target=torch.tensor(target),
-        choice=torch.tensor(choice),
+        input_ids=padded("ids", pad_token),
+        position_ids=padded("positions", 0),
+        segments=padded("segments", PADDING),
+        source=torch.from_numpy(np.concatenate([row.source + place * length for place, row in enumerate(packed)])),
+        target=torch.from_numpy(np.concatenate([row.target for row in packed])),
+        choice=torch.from_numpy(np.concatenate([row.choice + first[place] for place, row in enumerate(packed)])),
         rows=torch.tensor(rows),
         choices=torch.tensor(choices),
         answers=torch.tensor([question["answer"] if all_choices else 0 for question in questions]),
@@ -121,32 +115,57 @@ def collate(
     return batch
 
 
-Packed = tuple[list[int], list[int], list[int], list[tuple[int, int, int]], int]
+@dataclass(frozen=True)
+class _Row:
+    """A packed question: its tokens with their places, ``[length]``, and its predictions, ``[m]``."""
+
+    ids: np.ndarray
+    positions: np.ndarray
+    segments: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
+    choice: np.ndarray
+    choices: int
 
 
-def _pack(question: EncodedQuestion, all_choices: bool) -> Packed:
-    """Lay one question out as token ids, positions, segments, predictions (position, token, choice), and choices."""
+def _pack(question: EncodedQuestion, all_choices: bool) -> _Row:
+    """Lay one question out; whole arrays at a time, for it is done in every step."""
     wanted = range(len(question["sequences"])) if all_choices else [question["answer"]]
-    sequences = [question["sequences"][index] for index in wanted]
+    sequences = [np.asarray(question["sequences"][index], dtype=np.int64) for index in wanted]
     starts = [question["starts"][index] for index in wanted]
-    # Last tokens are only predicted.
-    shared = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*(ids[:-1] for ids in sequences), strict=False))
     # What all choices begin with is read once, too: the solutions of PIQA often differ in a single word.
-    prefix = sum(1 for _ in shared) if len(sequences) > 1 else starts[0]
-    ids, positions, segments = list(sequences[0][:prefix]), list(range(prefix)), [PREFIX] * prefix
-    predictions: list[tuple[int, int, int]] = []
-    unscored = set(question["unscored"])
+    prefix = _shared(sequences) if len(sequences) > 1 else starts[0]
+    unscored = np.asarray(question["unscored"], dtype=np.int64)
+    ids, positions, segments = [sequences[0][:prefix]], [np.arange(prefix)], [np.full(prefix, PREFIX)]
+    source, target, choice = [], [], []
+    length = prefix
     for index, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
-        offset = len(ids) - prefix  # packed position of a choice's token minus its own position
-        for position in range(start, len(sequence)):
-            if position in unscored:
-                continue
-            before = position - 1
-            predictions.append((before if before < prefix else before + offset, sequence[position], index))
-        ids += sequence[prefix:-1]
-        positions += range(prefix, len(sequence) - 1)
-        segments += [index + 1] * (len(sequence) - 1 - prefix)
-    return ids, positions, segments, predictions, len(sequences)
+        scored = np.setdiff1d(np.arange(start, len(sequence)), unscored, assume_unique=True)
+        before = scored - 1
+        source.append(np.where(before < prefix, before, before + length - prefix))
+        target.append(sequence[scored])
+        choice.append(np.full(len(scored), index))
+        own = np.arange(prefix, len(sequence) - 1)  # the last token is only predicted
+        ids.append(sequence[own])
+        positions.append(own)
+        segments.append(np.full(len(own), index + 1))
+        length += len(own)
+    return _Row(
+        ids=np.concatenate(ids),
+        positions=np.concatenate(positions),
+        segments=np.concatenate(segments),
+        source=np.concatenate(source),
+        target=np.concatenate(target),
+        choice=np.concatenate(choice),
+        choices=len(sequences),
+    )
+
+
+def _shared(sequences: Sequence[np.ndarray]) -> int:
+    """Number of tokens that all sequences begin with, their last ones, which are only predicted, left aside."""
+    length = min(map(len, sequences)) - 1
+    differs = np.any([sequence[:length] != sequences[0][:length] for sequence in sequences], axis=0)
+    return int(differs.argmax()) if differs.any() else length
 
 
 def branch_mask(batch: Batch, window: int | None = None) -> Tensor:

@@ -59,8 +59,9 @@ class FinetuneModule(L.LightningModule):
         warmup_ratio: Share of the steps over which the learning rate rises.
         prefix_cache: GiB of the machine's memory for what the layers below the lowest chosen one make of each row, so
             that they are computed in the first epoch alone; 0 computes them always. It pays from the second epoch on,
-            the more the higher the lowest chosen layer lies. On one device.
-        compile: Compile the decoder layers with ``torch.compile``: about a minute at the start, then faster steps.
+            the more the higher the lowest chosen layer lies, and needs room for all rows. On one device.
+        compile: Compile the decoder layers with ``torch.compile``, but for those that the cache serves: about a minute
+            at the start, then faster steps.
         initial_adapter: A PEFT folder whose weights of the chosen modules are the start, as
             :meth:`SearchModule.save_adapter` writes it; LoRA starts fresh by default, as in the paper. Recipes fill it
             in where ``finetune.warm_start`` asks for it.
@@ -130,9 +131,8 @@ class FinetuneModule(L.LightningModule):
             self._start = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(self.model).items()}
         self.prefix = PrefixCache(self.model, int(self.prefix_cache * 2**30))
         if self.compiled:
-            served = self.prefix.layers if self.prefix_cache else []
             for layer in self.model.get_base_model().get_submodule(config.family.layers):
-                if layer not in served:
+                if layer not in self.prefix.layers:  # their forward is another one where the cache serves them
                     layer.compile(dynamic=True)  # one by one: they share their code
         if self.device_mesh is not None:
             shard(self.model, config.family, self.device_mesh["data_parallel"])
@@ -166,6 +166,8 @@ class FinetuneModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse precisions that would round the adapter, and strategies that cannot be followed."""
         require_trainer(self.trainer, "finetune")
+        if self.model is not None:
+            self.prefix.forget()
         if self.prefix_cache and self.trainer.world_size > 1:
             raise FlexoraError(
                 "finetune.prefix_cache: on several devices each epoch deals the rows anew, so that no device finds its "
@@ -187,7 +189,7 @@ class FinetuneModule(L.LightningModule):
         Lightning averages over accumulated batches and devices; the factor turns that into the sum over all of them
         divided by their joint number of tokens, so that batches with few answer tokens do not count for more.
         """
-        with self.prefix.used(batch, "train"):
+        with self.prefix.serving(batch, "train"):
             loss_sum = answer_loss(self.peft_model, batch)
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         self.log("train_loss", loss_sum.detach() / terms(batch), prog_bar=True)
@@ -199,7 +201,7 @@ class FinetuneModule(L.LightningModule):
         """Mean loss of the held-out rows, per answer token or per question."""
         count = terms(batch)
         weight = 0 if math.isinf(batch["normalizer"]) else count  # another process's rows, for company
-        with self.prefix.used(batch, "validation"):
+        with self.prefix.serving(batch, "validation"):
             loss_sum = answer_loss(self.peft_model, batch)
         self.val_loss.update(loss_sum / count, weight=weight)
         self.log("val_loss", self.val_loss, prog_bar=True, batch_size=count)

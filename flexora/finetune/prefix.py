@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -33,12 +34,12 @@ def frozen_layers(model: PeftModel) -> list[nn.Module]:
 class PrefixCache:
     """Keeps what the frozen prefix makes of each row, and hands it out in later epochs instead of computing it again.
 
-    A batch is served where all its rows are kept. Rows stay in the memory of the machine, in the precision in which the
-    model passes them on; once the room is used up, further rows are computed every time.
+    A batch is served where all its rows are kept; as every epoch groups the rows anew, a room for a part of them serves
+    hardly a batch. The states stay in the memory of the machine, in the precision in which the model passes them on.
 
     Args:
         model: The model with its adapter.
-        room: Bytes that may be kept.
+        room: Bytes that may be kept; with none nothing is.
 
     Raises:
         FlexoraError: If dropout makes the prefix's output another one each time.
@@ -46,24 +47,30 @@ class PrefixCache:
 
     def __init__(self, model: PeftModel, room: int) -> None:
         dropout = float(getattr(model.config, "attention_dropout", 0.0) or 0.0)
-        if dropout:
+        if room and dropout:
             raise FlexoraError(
                 f"finetune.prefix_cache: the base model has attention dropout {dropout}, which differs in every pass; "
                 "set finetune.prefix_cache to 0"
             )
-        self.layers = frozen_layers(model)
-        self.room = room if self.layers else 0
+        self.layers = frozen_layers(model) if room else []
+        self.room = room
+        self.used = 0
         self._kept: dict[Hashable, Tensor] = {}
 
+    def forget(self) -> None:
+        """Give everything up: other rows may come under the same numbers."""
+        self.used = 0
+        self._kept.clear()
+
     @contextmanager
-    def used(self, batch: Batch, split: str) -> Iterator[None]:
+    def serving(self, batch: Batch, split: str) -> Iterator[None]:
         """Run the model on a batch within this: its prefix is served if it is known, and kept if there is room.
 
         Args:
             batch: The batch.
             split: Which dataset its rows are numbered in.
         """
-        if not self.room and not self._kept:
+        if not self.layers:
             yield
             return
         rows = [(split, row) for row in batch["rows"].tolist()]
@@ -80,7 +87,7 @@ class PrefixCache:
     @contextmanager
     def _served(self, rows: Sequence[Hashable], device: torch.device) -> Iterator[None]:
         """Let the first layer give out the kept states, and the others of the prefix pass them on."""
-        hidden = pad_sequence([self._kept[row] for row in rows], batch_first=True).to(device, non_blocking=True)
+        hidden = pad_sequence([self._kept[row] for row in rows], batch_first=True).to(device)
         for layer in self.layers:
             # On the instance, so that the layer keeps whatever else the model asks it for.
             layer.forward = lambda *args, **kwargs: hidden
@@ -92,8 +99,16 @@ class PrefixCache:
 
     def _keep(self, rows: Sequence[Hashable], batch: Batch, hidden: Tensor) -> None:
         lengths = (batch["segments"] != PADDING).sum(dim=1).tolist()
-        for row, length, states in zip(rows, lengths, hidden.detach(), strict=True):
+        for row, length, states in zip(rows, lengths, hidden.detach().cpu(), strict=True):
             size = length * states.shape[1] * states.element_size()
-            if row not in self._kept and size <= self.room:
-                self._kept[row] = states[:length].to("cpu", copy=True)
-                self.room -= size
+            if row in self._kept:
+                continue
+            if self.used + size > self.room:
+                warnings.warn(  # Python shows it once
+                    f"finetune.prefix_cache: {self.room / 2**30:.3g} GiB do not hold all rows, so that most batches "
+                    "are computed all the same; raise it, or set it to 0",
+                    stacklevel=2,
+                )
+                return
+            self._kept[row] = states[:length].clone()
+            self.used += size

@@ -113,6 +113,7 @@ def test_compiled_layers_give_the_same_gradients(
 ) -> None:
     # The backend that takes seconds, not a minute; what is captured is the same.
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    counters.clear()
     kept = []
     for compiled in (False, True):
         fresh = FinetuneModule(module.backbone, module.adapter, selection="1-3", compile=compiled)

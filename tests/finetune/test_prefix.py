@@ -16,6 +16,7 @@ from flexora.backbone.loading import Backbone
 from flexora.data.arc import ArcEasy
 from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
+from flexora.finetune.prefix import PrefixCache, frozen_layers
 from flexora.scoring.likelihood import answer_loss
 from tests.search.bilevel import random_batch
 from tests.tiny import FAMILIES
@@ -42,7 +43,7 @@ def test_layers_below_the_lowest_chosen_one_have_no_backward_pass(
     module = finetune(tiny_models[family], "2,3", gradient_checkpointing=checkpointing)
     module.configure_model()
     calls, needs_grad = calls_of(module), []
-    for layer in module.prefix.layers:
+    for layer in frozen_layers(module.peft_model):
         layer.register_forward_hook(lambda layer, inputs, output: needs_grad.append(output.requires_grad))
     answer_loss(module.peft_model, random_batch(1)).backward()
     assert needs_grad == [False, False]
@@ -90,20 +91,26 @@ def test_the_room_is_kept_to(tiny_models: dict[str, Path]) -> None:
     calls = calls_of(module)
 
     def loss(split: str = "train") -> Tensor:
-        with module.prefix.used(batch, split):
+        with module.prefix.serving(batch, split):
             return answer_loss(module.peft_model, batch)
 
-    first = loss()
-    assert 0 < module.prefix.room < max(row_bytes)
-    assert torch.equal(loss(), first)
+    with pytest.warns(UserWarning, match="do not hold all rows"):
+        first = loss()
+    assert 0 < module.prefix.used <= room
+    with pytest.warns(UserWarning, match="do not hold all rows"):
+        assert torch.equal(loss(), first)
     assert calls[0] == 2  # one row is missing, so that the batch is computed
 
-    module.prefix.room += 1 + max(row_bytes)
+    module.prefix.room += 1
     loss()
     torch.testing.assert_close(loss(), first, rtol=0, atol=1e-12)
     assert calls[0] == 3
     loss("validation")  # the same numbers of other rows
     assert calls[0] == 4
+
+    module.prefix.forget()  # as before every fit and validation
+    loss()
+    assert calls[0] == 5
 
 
 def test_what_cannot_be_kept_is_refused(tiny_models: dict[str, Path]) -> None:
@@ -111,6 +118,7 @@ def test_what_cannot_be_kept_is_refused(tiny_models: dict[str, Path]) -> None:
     module.configure_model()
     module.peft_model.config.attention_dropout = 0.1
     with pytest.raises(FlexoraError, match=r"attention dropout 0\.1"):
-        type(module.prefix)(module.peft_model, 1)
+        PrefixCache(module.peft_model, 1)
+    assert PrefixCache(module.peft_model, 0).layers == []  # nothing is kept, nothing need be refused
     with pytest.raises(FlexoraError, match="prefix_cache"):
         finetune(tiny_models["llama"], "2", prefix_cache=-1.0)
