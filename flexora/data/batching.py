@@ -15,8 +15,8 @@ from torch.utils.data import Sampler
 
 Numbers = Sequence[int] | np.ndarray
 
-#: Rows are sorted by length within this many batches: long enough to save padding, short enough to keep shuffling.
-GROUP = 50
+#: Rows are sorted by length within this many batches: of PIQA's tokens 3 % are padding then, with 50 it is 10 %.
+GROUP = 200
 
 
 @dataclass(frozen=True)

@@ -99,10 +99,10 @@ def padding(batches: list[list[int]]) -> int:
 
 def test_grouped_batches_waste_less_padding() -> None:
     order = permutation(len(LENGTHS), 0, 0).tolist()
-    random_order = padding([order[start : start + 8] for start in range(0, len(order), 8)])
-    assert padding([batch.rows for batch in batches_of()]) < random_order / 5
-    assert padding(length_batches(LENGTHS, 8)) < random_order / 5
-    assert len(LENGTHS) > 2 * GROUP * 8  # the groups are several, and shuffled among each other
+    random_order = padding([order[start : start + 2] for start in range(0, len(order), 2)])
+    assert padding([batch.rows for batch in batches_of(size=2)]) < random_order / 5
+    assert padding(length_batches(LENGTHS, 2)) < random_order / 5
+    assert len(LENGTHS) > 2 * GROUP * 2  # the groups are several, and shuffled among each other
 
 
 def test_batches_of_like_length_start_with_the_longest() -> None:
