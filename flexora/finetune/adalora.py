@@ -55,6 +55,16 @@ def trim_ranks(model: PeftModel) -> None:
 class RankBudget(Callback):
     """Tells AdaLoRA the trainer's steps, and lowers its budget of ranks after each; resumes where it was."""
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Before the model is loaded.
+
+        Raises:
+            FlexoraError: If the precision scales the loss. A step whose gradients overflow is skipped then, but not by
+                the allocator: its averages would hold NaN ever after.
+        """
+        if trainer.precision == "16-mixed":
+            raise FlexoraError("trainer.precision: 16-mixed does not go with AdaLoraConfig; use bf16-mixed or 32-true")
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set the number of steps.
 

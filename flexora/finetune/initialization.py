@@ -22,8 +22,12 @@ from flexora.scoring.likelihood import answer_loss
 if TYPE_CHECKING:
     from flexora.backbone.loading import Backbone
 
-#: PEFT's LoftQ computes on CUDA alone and its CorDA on one sequence at a time; LoRA-GA needs gradients of the base.
-_UNSUPPORTED = ("corda", "loftq", "lora_ga")
+#: Why a start cannot be made here.
+_UNSUPPORTED = {
+    "corda": "PEFT's takes one sequence at a time",
+    "loftq": "PEFT's computes on CUDA alone, and replaces the base's weights by rounded ones, which no adapter holds",
+    "lora_ga": "it needs gradients of the base",
+}
 
 
 def needs_rows(adapter: PeftConfig) -> bool:
@@ -44,7 +48,10 @@ def require_initialization(adapter: PeftConfig, backbone: Backbone) -> None:
     """
     start = getattr(adapter, "init_lora_weights", None)
     if start in _UNSUPPORTED:
-        raise FlexoraError(f"adapter.init_lora_weights: {start} is not supported; take true, pissa, olora or eva")
+        raise FlexoraError(
+            f"adapter.init_lora_weights: {start} is not supported: {_UNSUPPORTED[start]}; "
+            "take true, pissa, olora or eva"
+        )
     if not moves_base(adapter):
         return
     assert isinstance(adapter, LoraConfig)
@@ -53,8 +60,9 @@ def require_initialization(adapter: PeftConfig, backbone: Backbone) -> None:
             f"adapter.init_lora_weights: {start} changes the base's weights, which rounds them here; set "
             "backbone.dtype to float32 without quantization, or take another start"
         )
-    for name in ("use_dora", "modules_to_save"):  # PEFT would write A and B alone
-        if getattr(adapter, name):
+    # PEFT would write A and B alone.
+    for name in ("use_dora", "modules_to_save", "bias", "trainable_token_indices"):
+        if getattr(adapter, name) and getattr(adapter, name) != "none":
             raise FlexoraError(f"adapter.{name}: lost when an adapter that began as {start} is saved; remove one")
     if adapter.use_rslora and (adapter.rank_pattern or adapter.alpha_pattern):
         raise FlexoraError(f"adapter.use_rslora: no rank_pattern or alpha_pattern with {start}; remove one of them")

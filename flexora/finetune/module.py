@@ -193,9 +193,9 @@ class FinetuneModule(L.LightningModule):
             loss_sum = answer_loss(self.peft_model, batch)
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         self.log("train_loss", loss_sum.detach() / terms(batch), prog_bar=True)
-        loss: Tensor = loss_sum / batch["normalizer"] * parts
-        # Every micro-batch of a step adds it, and Lightning averages over them.
-        return loss + orthogonality(self.peft_model) if isinstance(self.adapter, AdaLoraConfig) else loss
+        if isinstance(self.adapter, AdaLoraConfig):  # weighted like the rest: once a step, however many batches it has
+            loss_sum = loss_sum + terms(batch) * orthogonality(self.peft_model)
+        return loss_sum / batch["normalizer"] * parts
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Mean loss of the held-out rows, per answer token or per question."""
@@ -217,11 +217,17 @@ class FinetuneModule(L.LightningModule):
         Args:
             folder: The folder.
             weights: ``state_dict`` of a checkpoint, the trained parameters, which the module takes over before; those
-                that it has by default.
+                that it has by default. AdaLoRA's ranks are ``target_r`` on average only after the last steps: those of
+                an earlier checkpoint may be more.
+
+        Raises:
+            FlexoraError: If weights are not given under ``fsdp2``, where a device holds a part of them.
         """
         model = self.peft_model
         trained = {name.removeprefix("model."): tensor for name, tensor in (weights or {}).items()}
         if self.device_mesh is not None:  # a device has no whole parameters to take them over, nor to write
+            if weights is None:
+                raise FlexoraError("save_adapter: fsdp2 has sharded the adapter; give weights of a checkpoint")
             model.save_pretrained(str(folder), state_dict=model.state_dict() | trained)
             return
         model.load_state_dict(trained, strict=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
-from peft import AdaLoraConfig
+from peft import AdaLoraConfig, OSFConfig, VBLoRAConfig
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -45,6 +45,10 @@ class FullyShard(ModelParallelStrategy):
         return get_model_state_dict(self.model, options=options)
 
 
+#: AdaLoRA uses its parameters between the layers' passes, VB-LoRA shares one among the layers, and OSF hangs its hooks,
+#: which project the gradients, on parameters that sharding replaces.
+_WHOLE = (AdaLoraConfig, OSFConfig, VBLoRAConfig)
+
 StrategyRegistry.register("fsdp2", FullyShard, description="Fully sharded data parallelism for the fine-tune")
 
 
@@ -52,15 +56,15 @@ def require_shardable(adapter: PeftConfig, backbone: Backbone) -> None:
     """Refuse what needs whole parameters on a device.
 
     Raises:
-        FlexoraError: If the base is in 4 bits, or the adapter's method reads its own weights between steps or changes
-            those of the base.
+        FlexoraError: If the base is in 4 bits, or the adapter's method needs its own parameters whole, or changes those
+            of the base.
     """
     if backbone.quantization is not None:
         raise FlexoraError(
             "backbone.quantization: fsdp2 cannot shard weights in 4 bits; remove it, or train with strategy ddp"
         )
-    if isinstance(adapter, AdaLoraConfig) or moves_base(adapter):
-        kind = getattr(adapter, "init_lora_weights", type(adapter).__name__)
+    if isinstance(adapter, _WHOLE) or moves_base(adapter):
+        kind = adapter.init_lora_weights if moves_base(adapter) else type(adapter).__name__
         raise FlexoraError(f"adapter: {kind} does not go with strategy fsdp2; train it with strategy ddp")
 
 

@@ -8,6 +8,7 @@ from typing import cast
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
+from peft import AdaLoraConfig
 from rich.console import Console
 
 from flexora.backbone.adapters import trainable_parameters
@@ -23,7 +24,7 @@ from flexora.verbs.settings import Recipe
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Fine-tune, and write ``finetune/adapter`` (the best epoch by validation loss).
+    """Fine-tune, and write ``finetune/adapter`` (the best epoch by validation loss; AdaLoRA's last step).
 
     Raises:
         FlexoraError: If the recipe, the selection, the data or the folder does not allow it.
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         tuned = cast("FinetuneModule", cli.model)
         best = read_checkpoint(Path(checkpoints.best_model_path))
         parameters = trainable_parameters(tuned.peft_model)
-        tuned.save_adapter(place / "adapter", best["state_dict"])
+        # AdaLoRA has brought its ranks down to target_r at the end alone.
+        tuned.save_adapter(place / "adapter", None if isinstance(tuned.adapter, AdaLoraConfig) else best["state_dict"])
         folder.finish(name, settings)
         write_report(folder.root, recipe.sections["report"]["title"])
     Console().print(

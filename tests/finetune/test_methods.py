@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from peft import (
     LNTuningConfig,
     LNTuningModel,
@@ -157,12 +158,12 @@ def test_adalora_may_leave_a_module_without_any_rank(tiny_models: dict[str, Path
     assert adapter_size(loaded)[1] == trainable_parameters(model) - 4 * (32 + 32 + 1)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
 def test_adalora_allocates_as_in_a_loop_by_hand(accumulate: int, tiny_models: dict[str, Path]) -> None:
     def fresh() -> FinetuneModule:
         return FinetuneModule(Backbone(str(tiny_models["llama"])), config_of("AdaLoraConfig"), "1,3", warmup_ratio=0.0)
 
-    rows = [*batches(), *batches()]
+    rows = [*batches(), *batches()]  # three do not divide them: the last step has two
     steps = [rows[start : start + accumulate] for start in range(0, len(rows), accumulate)]
     for step in steps:
         for batch in step:
@@ -189,6 +190,30 @@ def test_adalora_allocates_as_in_a_loop_by_hand(accumulate: int, tiny_models: di
     for name, parameter in theirs.items():
         if "lora_" in name:
             torch.testing.assert_close(ours[name], parameter, rtol=1e-4, atol=1e-7)
+
+
+def test_adalora_is_saved_with_its_target_rank_whichever_epoch_was_best(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rising(module: FinetuneModule, batch: Batch, number: int) -> None:
+        module.log("val_loss", float(module.current_epoch))
+
+    monkeypatch.setattr(FinetuneModule, "validation_step", rising)
+    late = "{class_path: AdaLoraConfig, init_args: {init_r: 4, target_r: 2, deltaT: 999}}"  # all ranks until the end
+    assert main(["finetune", "--config", str(recipe()), "--finetune.adapter", late, "--selection=1,3"]) == 0
+    folder = tmp_path / "out" / "finetune"
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    saved = load_file(folder / "adapter" / "adapter_model.safetensors")
+    ranks = [sum(tensor.count_nonzero() for key, tensor in kept.items() if "lora_E" in key) for kept in (best, saved)]
+    assert ranks == [4 * 4, 2 * 4]  # two modules in each of two layers
+
+
+def test_adalora_is_refused_where_the_scaler_may_skip_a_step(tiny_models: dict[str, Path]) -> None:
+    module = FinetuneModule(Backbone(str(tiny_models["llama"])), config_of("AdaLoraConfig"))
+    run = trainer([], max_steps=4, plugins=[MixedPrecision("16-mixed", "cpu")])
+    with pytest.raises(FlexoraError, match="16-mixed does not go with AdaLoraConfig; use bf16-mixed or 32-true"):
+        run.fit(module, loader(batches()))
+    assert module.model is None
 
 
 @pytest.mark.parametrize("name", ["AdaLoraConfig", "LoraConfig EVA", "LoraConfig PiSSA", "VeraConfig"])
@@ -280,8 +305,12 @@ def test_another_class_does_not_inherit_the_defaults_of_lora() -> None:
             "{class_path: AdaLoraConfig, init_args: {init_r: 8}}",
             "target_r: 8 must be smaller than init_r",
         ),
-        ("finetune", "{init_lora_weights: corda}", "init_lora_weights: corda is not supported"),
+        ("finetune", "{init_lora_weights: corda}", "init_lora_weights: corda is not supported: .* one sequence"),
+        ("finetune", "{init_lora_weights: loftq}", "loftq is not supported: .* on CUDA alone, .* take true, pissa"),
         ("finetune", "{init_lora_weights: pissa, use_dora: true}", "adapter.use_dora: .* pissa"),
+        ("finetune", "{init_lora_weights: pissa, lora_bias: true}", "LoraConfig: .*lora_bias=True is only supported"),
+        ("finetune", "{init_lora_weights: olora, bias: all}", "adapter.bias: .* olora"),
+        ("finetune", "{init_lora_weights: olora, trainable_token_indices: [3]}", "adapter.trainable_token_.* olora"),
         ("finetune", "{init_lora_weights: eva, r: 900}", "eva needs batches of 1800 tokens"),
         ("finetune", "Nope", "adapter: .*Nope"),
         ("finetune", "{lora_alph: 3}", "adapter: .*'lora_alph' is not accepted"),

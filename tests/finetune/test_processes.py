@@ -21,10 +21,12 @@ from flexora.finetune.module import FinetuneModule
 from tests.commands import FORKSERVER
 
 
-def fit(folder: Path, model: Path, rows: Path, world_size: int, strategy: str, resumed: bool) -> FinetuneModule:
+def fit(
+    folder: Path, model: Path, rows: Path, dtype: str, world_size: int, strategy: str, resumed: bool
+) -> FinetuneModule:
     """Two epochs of 9 batches in steps of 4, and 3 batches of held-out rows; the second epoch alone if resumed."""
     data = ArcEasy(
-        Backbone(str(model), dtype="float64", gradient_checkpointing=strategy == "fsdp2"),
+        Backbone(str(model), dtype=dtype, gradient_checkpointing=strategy == "fsdp2"),
         source=str(rows),
         batch_size=4,
         train_rows=36,
@@ -36,6 +38,7 @@ def fit(folder: Path, model: Path, rows: Path, world_size: int, strategy: str, r
         accelerator="cpu",
         devices=world_size,
         strategy=strategy,
+        precision="bf16-mixed" if dtype == "bfloat16" else "32-true",
         max_epochs=2,
         accumulate_grad_batches=4 // world_size,
         gradient_clip_val=0.1,
@@ -54,13 +57,13 @@ def fit(folder: Path, model: Path, rows: Path, world_size: int, strategy: str, r
     return module
 
 
-def work(rank: int, folder: Path, model: Path, rows: Path, strategy: str) -> None:
+def work(rank: int, folder: Path, model: Path, rows: Path, dtype: str, strategy: str) -> None:
     """What each of two processes does: once through, and again from the end of the first epoch."""
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}  # Lightning starts no processes then
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for resumed in (False, True):
-        module = fit(folder, model, rows, 2, strategy, resumed)
+        module = fit(folder, model, rows, dtype, 2, strategy, resumed)
         own = sum(p.numel() if not hasattr(p, "to_local") else p.to_local().numel() for p in module.parameters())
         torch.save(own, folder / f"parameters_{rank}.pt")
         if rank == 0:
@@ -68,24 +71,27 @@ def work(rank: int, folder: Path, model: Path, rows: Path, strategy: str) -> Non
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    ("strategy", "dtype", "tolerance"),
+    [("ddp", "float64", 1e-9), ("fsdp2", "float64", 1e-9), ("fsdp2", "bfloat16", 1e-5)],
+)
 def test_two_processes_give_the_adapter_of_one(
-    strategy: str, tiny_models: dict[str, Path], benchmark_folder: Path, tmp_path: Path
+    strategy: str, dtype: str, tolerance: float, tiny_models: dict[str, Path], benchmark_folder: Path, tmp_path: Path
 ) -> None:
     """Neither 9 batches of an epoch nor 3 of the held-out rows divide: one process has none in the last turn."""
     joint, alone = tmp_path / "joint", tmp_path / "alone"
     joint.mkdir()
-    given = (tiny_models["llama"], benchmark_folder)
+    given = (tiny_models["llama"], benchmark_folder, dtype)
     start_processes(work, args=(joint, *given, strategy), nprocs=2, start_method=FORKSERVER)  # type: ignore[no-untyped-call]
     module = fit(alone, *given, 1, "auto", resumed=False)
     expected = load_file(alone / "adapter" / "adapter_model.safetensors")
-    assert next(iter(expected.values())).dtype == torch.float64
+    assert next(iter(expected.values())).dtype == (torch.float64 if dtype == "float64" else torch.float32)
     assert len(expected) == 2 * 2 * 2
     for part in ("resumed_False", "resumed_True"):
         found = load_file(joint / part / "adapter_model.safetensors")
         assert found.keys() == expected.keys()
         for name, tensor in found.items():
-            torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-9)
+            torch.testing.assert_close(tensor, expected[name], rtol=0, atol=tolerance)
     assert torch.load(joint / "loss.pt") == pytest.approx(torch.load(alone / "loss.pt"), rel=1e-6)
     whole = sum(parameter.numel() for parameter in module.parameters())
     parts = [torch.load(joint / f"parameters_{rank}.pt") for rank in range(2)]
