@@ -136,7 +136,7 @@ def recipe_parser(verb: str) -> RecipeParser:
     parser.add_argument("--output_dir", type=str, default="runs/flexora", help="Folder of all results.")
     parser.add_class_arguments(Backbone, "backbone", help="The base model.")
     parser.add_subclass_arguments(
-        AnswerDataModule, "data", skip={"backbone", "seed"}, required=True, help="The benchmark."
+        AnswerDataModule, "data", skip={"backbone", "seed"}, required=verb != "merge", help="The benchmark."
     )
     parser.add_subclass_arguments(
         PeftConfig,

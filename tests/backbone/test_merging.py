@@ -28,6 +28,7 @@ from flexora.backbone.merging import merge
 from flexora.cli import main
 from flexora.errors import FlexoraError
 from flexora.scoring.results import Results
+from flexora.verbs.settings import Recipe
 from tests.tiny import FAMILIES, byte_tokenizer, tiny_model
 from tests.verbs.test_bad_input import failing
 
@@ -147,7 +148,8 @@ def test_the_merged_model_scores_as_the_adapter_does(
     config, out = str(recipe()), tmp_path / "out"
     assert main(["finetune", "--config", config, "--selection=1,3"]) == 0
     assert main(["evaluate", "--config", config, "--evaluate.arms=[base,flexora]"]) == 0
-    assert main(["merge", "--config", config]) == 0
+    model = Recipe("run", ["--config", config]).sections["backbone"]["model"]
+    assert main(["merge", f"--backbone.model={model}", f"--output_dir={out}"]) == 0  # without a benchmark
     assert f"{out / 'merge' / 'model'}, 0." in capfd.readouterr().out
     merged = [f"--backbone.model={out / 'merge' / 'model'}", f"--output_dir={tmp_path / 'merged'}"]
     assert main(["evaluate", "--config", config, *merged, "--evaluate.arms=[base]"]) == 0
