@@ -29,7 +29,7 @@ from flexora.finetune.initialization import (
     save_converted,
     start_from_rows,
 )
-from flexora.finetune.prefix import PrefixCache
+from flexora.finetune.prefix import PrefixCache, require_one_device
 from flexora.finetune.sharding import require_shardable, shard
 from flexora.finetune.warm_start import fill, read_start, require_lora
 from flexora.scoring.likelihood import answer_loss
@@ -168,11 +168,8 @@ class FinetuneModule(L.LightningModule):
         require_trainer(self.trainer, "finetune")
         if self.model is not None:
             self.prefix.forget()
-        if self.prefix_cache and self.trainer.world_size > 1:
-            raise FlexoraError(
-                "finetune.prefix_cache: on several devices each epoch deals the rows anew, so that no device finds its "
-                "own again; set it to 0"
-            )
+        if self.prefix_cache:
+            require_one_device(self.trainer.world_size)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the adapter, warm-up and cosine over all optimiser steps."""

@@ -31,6 +31,19 @@ def frozen_layers(model: PeftModel) -> list[nn.Module]:
     return list(layers[:depth])
 
 
+def require_one_device(devices: int) -> None:
+    """Refuse a cache on several devices, which would find hardly any row again.
+
+    Raises:
+        FlexoraError: If there are several.
+    """
+    if devices > 1:
+        raise FlexoraError(
+            "finetune.prefix_cache: on several devices each epoch deals the rows anew, so that no device finds its "
+            "own again; set it to 0"
+        )
+
+
 class PrefixCache:
     """Keeps what the frozen prefix makes of each row, and hands it out in later epochs instead of computing it again.
 

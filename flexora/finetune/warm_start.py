@@ -43,8 +43,28 @@ def require_lora(config: PeftConfig, subject: str = "adapter") -> None:
         )
 
 
-def require_start(folder: Path) -> None:
-    """Make sure that there is an adapter to start from.
+def require_same_meaning(found: PeftConfig, adapter: PeftConfig, source: str) -> None:
+    """Make sure that the weights of one LoRA mean the same in another.
+
+    Args:
+        found: The LoRA whose weights are the start.
+        adapter: The LoRA that takes them over.
+        source: Where the first one is from, for messages.
+
+    Raises:
+        FlexoraError: Naming the first setting of :data:`DECISIVE` in which they differ.
+    """
+    for name in DECISIVE:
+        before, now = getattr(found, name), getattr(adapter, name)
+        if before != now:
+            raise FlexoraError(
+                f"finetune.warm_start: {source} has {name} {before}, but the fine-tune has {now}; give both the same "
+                f"adapter.{name}, or set warm_start to false"
+            )
+
+
+def require_start(folder: Path) -> PeftConfig:
+    """Make sure that there is a LoRA to start from, and return its configuration.
 
     Raises:
         FlexoraError: If there is none.
@@ -54,6 +74,12 @@ def require_start(folder: Path) -> None:
             f"finetune.warm_start: there is no adapter of a search in {folder}; run flexora search for this selection "
             "first, or set warm_start to false"
         )
+    try:
+        found: PeftConfig = PeftConfig.from_pretrained(str(folder))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise _unreadable(folder, error) from error
+    require_lora(found, str(folder))
+    return found
 
 
 def read_start(folder: Path, adapter: LoraConfig) -> dict[str, Tensor]:
@@ -65,22 +91,17 @@ def read_start(folder: Path, adapter: LoraConfig) -> dict[str, Tensor]:
     Raises:
         FlexoraError: If the folder holds no whole LoRA, or one with another setting of :data:`DECISIVE`.
     """
-    require_start(folder)
+    require_same_meaning(require_start(folder), adapter, str(folder))
     try:
-        found: PeftConfig = PeftConfig.from_pretrained(str(folder))
         weights: dict[str, Tensor] = load_peft_weights(str(folder), device="cpu")
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise FlexoraError(f"finetune.warm_start: cannot read {folder}: {reason[:200]}; search again") from error
-    require_lora(found, str(folder))
-    for name in DECISIVE:
-        before, now = getattr(found, name), getattr(adapter, name)
-        if before != now:
-            raise FlexoraError(
-                f"finetune.warm_start: {folder} has {name} {before}, but adapter.{name} is {now}; give both the same, "
-                "or set warm_start to false"
-            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _unreadable(folder, error) from error
     return weights
+
+
+def _unreadable(folder: Path, error: Exception) -> FlexoraError:
+    reason = " ".join(str(error).split())
+    return FlexoraError(f"finetune.warm_start: cannot read {folder}: {reason[:200]}; search again")
 
 
 def fill(model: PeftModel, weights: dict[str, Tensor], source: str) -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningCLI
 
+from flexora.backbone.gguf import PACKAGED_PREFIX, require_packaged
 from flexora.backbone.limits import Phase
+from flexora.backbone.loading import Architecture, Backbone, describe
 from flexora.data.datamodule import AnswerDataModule
 from flexora.errors import FlexoraError
-from flexora.finetune.warm_start import require_start
+from flexora.finetune.module import FinetuneModule
+from flexora.finetune.prefix import require_one_device
+from flexora.finetune.warm_start import require_same_meaning, require_start
 from flexora.scoring.module import ScoreModule
 from flexora.scoring.referee import require_referee
+from flexora.search.module import SearchModule
+from flexora.search.selection import resolve_selection
 from flexora.verbs.arms import PHASE_OF_ARM, adapter_of
 from flexora.verbs.phase import lightning_cli
 from flexora.verbs.settings import Recipe
@@ -29,19 +36,33 @@ def checks(recipe: Recipe, phases: Sequence[Phase], *, trains: bool) -> Iterator
         phases: The phases that are to run.
         trains: Whether there must be rows to train on.
     """
-    built: list[AnswerDataModule] = []
-    yield lambda: built.append(build(recipe, "evaluate", ScoreModule, {"backbone": recipe.sections["backbone"]}).data)
-    for data in built:
+    architectures: list[Architecture] = []
+    built: dict[Phase, Namespace] = {}
+    yield partial(_find_architecture, recipe, architectures)
+    yield partial(_build, recipe, "evaluate", built)
+    trained = True
+    if "evaluate" in built:
+        data = built["evaluate"].data
+        trained = data.trained
         if trains:
             yield partial(_require_trained, data)
         yield data.check_source
         if recipe.sections["evaluate"]["referee"]:
             yield partial(require_referee, data, data.backbone, recipe.devices("evaluate"))
-    if "finetune" in phases and all(data.trained for data in built):
-        yield recipe.require_end
-    searches = "search" in phases and recipe.sections["finetune"]["selection"] is None
-    if "finetune" in phases and recipe.initial_adapter is not None and not searches:
-        yield partial(require_start, recipe.initial_adapter)
+    if "search" in phases:
+        yield partial(_build, recipe, "search", built)
+        if "search" in built:
+            yield partial(_check_rule, recipe, built["search"].model, architectures)
+    if "finetune" in phases:
+        yield partial(_build, recipe, "finetune", built)
+        yield partial(_check_selection, recipe, architectures)
+        if trained:
+            yield recipe.require_end
+        if recipe.sections["finetune"]["prefix_cache"]:
+            yield partial(require_one_device, recipe.devices("finetune"))
+        if recipe.initial_adapter is not None:
+            searches = "search" in phases and recipe.sections["finetune"]["selection"] is None
+            yield partial(_check_start, None if searches else recipe.initial_adapter, built)
     for phase in phases:
         yield partial(recipe.require_precision, phase)
         yield partial(recipe.require_strategy, phase)
@@ -60,6 +81,52 @@ def build(recipe: Recipe, phase: Phase, module_class: type[L.LightningModule], m
     cli = lightning_cli(recipe, phase, module_class, module, {}, [], folder, cli_class=_NoTrainer)
     built: Namespace = cli.config_init
     return built
+
+
+def _find_architecture(recipe: Recipe, found: list[Architecture]) -> None:
+    """Add the architecture of a model that lies on this machine; the hub is not asked."""
+    backbone = Backbone(**recipe.sections["backbone"])
+    if backbone.model.startswith(PACKAGED_PREFIX):
+        here = require_packaged(backbone.model).is_dir()  # or fetched but not converted yet
+    else:
+        here = Path(backbone.resolve()).is_dir()
+    if here:
+        found.append(describe(backbone.load_config()))
+
+
+def _build(recipe: Recipe, phase: Phase, built: dict[Phase, Namespace]) -> None:
+    """Add module and data of a phase; which layers are chosen, a fine-tune may not know yet."""
+    if phase == "search":
+        built[phase] = build(recipe, phase, SearchModule, recipe.module(phase))
+    elif phase == "finetune":
+        built[phase] = build(recipe, phase, FinetuneModule, recipe.module(phase) | {"selection": "all"})
+    else:
+        built[phase] = build(recipe, phase, ScoreModule, {"backbone": recipe.sections["backbone"]})
+
+
+def _check_rule(recipe: Recipe, search: SearchModule, architectures: Sequence[Architecture]) -> None:
+    for architecture in architectures:
+        projections = architecture.family.expand(recipe.adapter("search")["init_args"].get("target_modules"))
+        units = search.units_of(architecture.num_layers, projections)
+        search.rule([0.0] * len(units), [1] * len(units))
+
+
+def _check_selection(recipe: Recipe, architectures: Sequence[Architecture]) -> None:
+    text = recipe.sections["finetune"]["selection"]
+    for architecture in architectures:
+        projections = architecture.family.expand(recipe.adapter("finetune")["init_args"].get("target_modules"))
+        if text is not None:
+            resolve_selection(text, architecture.name, architecture.num_layers, projections)
+
+
+def _check_start(folder: Path | None, built: Mapping[Phase, Namespace]) -> None:
+    """Check what a warm start takes over: the folder that is there, or, without one, what the search will leave."""
+    if folder is not None:
+        found, source = require_start(folder), str(folder)
+    else:
+        found, source = built["search"].model.adapter if "search" in built else None, "the search"
+    if found is not None and "finetune" in built:
+        require_same_meaning(found, built["finetune"].model.adapter, source)
 
 
 class _NoTrainer(LightningCLI):

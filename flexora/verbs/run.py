@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
@@ -108,8 +109,12 @@ def _require_same(recipe: Recipe, step: Step) -> None:
         require_same_rows(recipe)
         return
     settings = recipe.settings(step.verb)
-    if step.name == "finetune" and recipe.folder.selection.is_file() and settings["finetune"]["selection"] is None:
-        settings["targets"] = Selection.read(recipe.folder.selection).model_dump(mode="json")["targets"]
+    if step.name == "finetune":
+        # The setting says it all of layers by number; a file may have changed, and a search may have chosen others.
+        named = settings["finetune"]["selection"]
+        file = recipe.folder.selection if named is None else Path(named).expanduser()
+        if file.is_file():
+            settings["targets"] = Selection.read(file).model_dump(mode="json")["targets"]
     if step.name == "lora":
         settings["finetune"] |= {"selection": "all", "folder": "lora", "warm_start": False}
         settings.pop("initial_adapter", None)

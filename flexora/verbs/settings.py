@@ -42,6 +42,8 @@ UNDECISIVE_DATA: dict[Phase, set[str]] = {
         "weights",
     },
 }
+#: Settings of a phase's own section that decide speed and memory alone.
+UNDECISIVE_OWN: dict[Phase, set[str]] = {"search": set(), "finetune": {"prefix_cache", "compile"}, "evaluate": set()}
 #: Settings of the trainer that change a phase's result. The search has its own clock, accumulation and clipping.
 DECISIVE_TRAINER: dict[Phase, tuple[str, ...]] = {
     "search": ("precision",),
@@ -110,7 +112,8 @@ class Recipe:
         if "class_path" in override:
             base = base.clone()
             del base["adapter"]
-            override = {**override, "init_args": {"target_modules": targets, **(override.get("init_args") or {})}}
+            kept = {} if targets is None else {"target_modules": targets}
+            override = {**override, "init_args": {**kept, **(override.get("init_args") or {})}}
         try:
             parsed = self.parser.parse_object({"adapter": override}, cfg_base=base)
         except FlexoraError as error:
@@ -159,19 +162,23 @@ class Recipe:
         return int(count * nodes)
 
     def require_end(self) -> None:
-        """Make sure that the fine-tune ends: Lightning's own default is 1,000 epochs.
+        """Make sure that the fine-tune's number of steps is known: Lightning's own default is 1,000 epochs.
 
         Raises:
-            FlexoraError: If neither epochs, steps nor time are limited.
+            FlexoraError: If neither epochs nor steps are limited: a time does not say how long the schedule is.
         """
         trainer = self.trainer("finetune")
-        if trainer.get("max_epochs") is None and trainer.get("max_steps") in (None, -1) and not trainer.get("max_time"):
-            raise FlexoraError("finetune: nothing says when training ends; set finetune.trainer.max_epochs, e.g. to 3")
+        if trainer.get("max_epochs") in (None, -1) and trainer.get("max_steps") in (None, -1):
+            what = "nothing says when training ends"
+            if trainer.get("max_time"):
+                what = "max_time alone leaves the schedule of the learning rate without a length"
+            raise FlexoraError(f"finetune: {what}; set finetune.trainer.max_epochs, e.g. to 3")
 
     def settings(self, phase: Phase) -> dict[str, Any]:
         """The settings that decide a phase's result: what may not change between two runs into one folder."""
         sections, trainer = self.sections, self.trainer(phase)
         data = sections["data"]["init_args"]
+        elsewhere = {"adapter", "trainer"} | UNDECISIVE_OWN[phase]
         settings: dict[str, Any] = {
             "backbone": sections["backbone"],
             "data": {
@@ -179,7 +186,7 @@ class Recipe:
                 **{name: value for name, value in data.items() if name not in UNDECISIVE_DATA[phase]},
             },
             "trainer": {name: trainer[name] for name in DECISIVE_TRAINER[phase]},
-            phase: {name: value for name, value in sections[phase].items() if name not in ("adapter", "trainer")},
+            phase: {name: value for name, value in sections[phase].items() if name not in elsewhere},
         }
         if phase != "evaluate":  # it scores adapters whatever they were made with
             settings |= {"seed": sections["seed"], "adapter": self.adapter(phase)}

@@ -9,17 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from flexora.backbone.gguf import PACKAGED_PREFIX, require_packaged
 from flexora.backbone.limits import Phase
-from flexora.backbone.loading import Architecture, Backbone, describe
 from flexora.errors import FlexoraError
-from flexora.finetune.module import FinetuneModule
 from flexora.recipe import recipe_parser
 from flexora.recipes import find_recipe, load_sections
-from flexora.search.module import SearchModule
-from flexora.search.selection import resolve_selection
 from flexora.verbs.arms import PHASE_OF_ARM
-from flexora.verbs.checks import build, checks
+from flexora.verbs.checks import checks
 from flexora.verbs.settings import Recipe
 
 
@@ -108,45 +103,10 @@ def _names(problem: str, name: str) -> bool:
 def _wrong_references(path: Path) -> Iterator[str]:
     """Check what a well-formed recipe refers to: phases, precisions, files, layers."""
     recipe = Recipe("validate", ["--config", str(path)])
-    architectures: list[Architecture] = []
-    found = list(_attempt(_find_architecture, Backbone(**recipe.sections["backbone"]), architectures))
     # Without an arm to train, a recipe may be one for flexora evaluate alone.
     trains = not PHASE_OF_ARM.keys().isdisjoint(recipe.sections["evaluate"]["arms"])
-    for check in checks(recipe, get_args(Phase), trains=trains):
-        found += _attempt(check)
-    found += _attempt(_check_search, recipe, architectures)
-    found += _attempt(_check_finetune, recipe)
-    for architecture in architectures:
-        found += _attempt(_check_selection, recipe, architecture)
+    found = [problem for check in checks(recipe, get_args(Phase), trains=trains) for problem in _attempt(check)]
     yield from dict.fromkeys(found)  # the phases share data and backbone, and so their problems
-
-
-def _check_search(recipe: Recipe, architectures: list[Architecture]) -> None:
-    search = build(recipe, "search", SearchModule, recipe.module("search")).model
-    for architecture in architectures:
-        projections = architecture.family.expand(recipe.adapter("search")["init_args"].get("target_modules"))
-        units = search.units_of(architecture.num_layers, projections)
-        search.rule([0.0] * len(units), [1] * len(units))
-
-
-def _check_finetune(recipe: Recipe) -> None:
-    build(recipe, "finetune", FinetuneModule, recipe.module("finetune") | {"selection": "all"})
-
-
-def _check_selection(recipe: Recipe, architecture: Architecture) -> None:
-    projections = architecture.family.expand(recipe.adapter("finetune")["init_args"].get("target_modules"))
-    if (text := recipe.sections["finetune"]["selection"]) is not None:
-        resolve_selection(text, architecture.name, architecture.num_layers, projections)
-
-
-def _find_architecture(backbone: Backbone, found: list[Architecture]) -> None:
-    """Add the architecture of a model that lies on this machine; the hub is not asked."""
-    if backbone.model.startswith(PACKAGED_PREFIX):
-        here = require_packaged(backbone.model).is_dir()  # or fetched but not converted yet
-    else:
-        here = Path(backbone.resolve()).is_dir()
-    if here:
-        found.append(describe(backbone.load_config()))
 
 
 def _attempt(check: Callable[..., object], *arguments: object) -> Iterator[str]:

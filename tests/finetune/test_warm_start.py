@@ -120,9 +120,9 @@ def test_what_cannot_be_a_start_is_refused(tiny_models: dict[str, Path], tmp_pat
         assert len(str(caught.value).splitlines()) == 1
 
     refuse(r"no weights that fit model\.layers\.1\.mlp\.down_proj; search with", target_modules=[*names, "down_proj"])
-    refuse(r"has r 2, but adapter\.r is 3; give both the same", r=3)
-    refuse(r"has lora_alpha 4, but adapter\.lora_alpha is 8", lora_alpha=8)
-    refuse(r"has use_rslora False, but adapter\.use_rslora is True", use_rslora=True)
+    refuse(r"has r 2, but the fine-tune has 3; give both the same adapter\.r", r=3)
+    refuse(r"has lora_alpha 4, but the fine-tune has 8", lora_alpha=8)
+    refuse(r"has use_rslora False, but the fine-tune has True", use_rslora=True)
     (folder / "adapter_model.safetensors").write_bytes(b"half")
     refuse(f"cannot read {folder}")
     (folder / "adapter_model.safetensors").unlink()

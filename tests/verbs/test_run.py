@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 from flexora.cli import main
 from flexora.scoring.results import Results
 from tests.commands import start_command
+from tests.verbs.test_bad_input import failing
 from tests.verbs.test_pipeline import PER_LAYER
 
 
@@ -38,6 +40,16 @@ def test_run_does_everything_and_a_second_run_says_so(
     assert main(["search", "--config", config]) == 2
     assert "already holds a finished run" in capfd.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == written
+
+    # What decides speed and memory alone may change, before and after the end.
+    faster = ["--finetune.prefix_cache=1", "--finetune.compile=true"]
+    assert main(["run", "--config", config, *faster]) == 0
+    assert "all done" in capfd.readouterr().out
+    done = out / "finetune" / "done.json"
+    done.unlink()
+    assert main(["run", "--config", config, faster[0]]) == 0
+    assert "all done" not in capfd.readouterr().out
+    assert done.is_file()
 
     # A fine-tune that is done again makes the old scores those of an adapter that is gone.
     other = ["--finetune.learning_rate=0.5"]
@@ -66,6 +78,22 @@ def test_layers_that_are_given_are_not_searched(recipe: Callable[..., Path], tmp
     assert arms[0].over_base is not None  # whatever the order
     assert "acc_norm" in (out / "report" / "results.md").read_text()
     assert main(["run", "--config", str(recipe()), *flags]) == 0
+
+
+def test_a_selections_file_that_has_changed(
+    recipe: Callable[..., Path], tmp_path: Path, phases_in_process: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "selection.json"
+    chosen = {"base": {"architecture": "LlamaForCausalLM", "num_layers": 4}, "layers": [1]}
+    file.write_text(json.dumps(chosen | {"targets": {"1": ["q_proj"]}}))
+    arguments = ["run", "--config", str(recipe()), f"--finetune.selection={file}", "--evaluate.arms=[flexora]"]
+    assert main(arguments) == 0
+    assert main(arguments) == 0
+    assert "all done" in capfd.readouterr().out
+    file.write_text(json.dumps(chosen | {"targets": {"1": ["v_proj"]}}))
+    assert "(targets.1 ['q_proj'] -> ['v_proj'])" in failing(arguments, capfd)
+    file.unlink()  # what was done with it can still be looked at
+    assert main(arguments) == 0
 
 
 @pytest.mark.parametrize(

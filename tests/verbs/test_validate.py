@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from flexora.backbone.limits import Phase
 from flexora.cli import main
+from flexora.errors import FlexoraError
+from flexora.verbs.checks import checks
+from flexora.verbs.settings import Recipe
 from tests.verbs.test_arms import trained_folder
 from tests.verbs.test_bad_input import failing
 
@@ -60,8 +66,12 @@ def test_validate_lists_all_arguments_of_a_class(tmp_path: Path, capsys: pytest.
             {"finetune:": "finetune:\n  selection: 0,1\n  warm_start: true"},
             "finetune.warm_start: there is no adapter of a search in",
         ),
+        (
+            {"finetune:": "finetune:\n  warm_start: true\n  adapter: {r: 16}"},
+            "finetune.warm_start: the search has r 2, but the fine-tune has 16; give both the same adapter.r",
+        ),
     ],
-    ids=["epochs", "arm", "referee", "evaluation only", "not packaged", "examples of chats", "warm start"],
+    ids=["epochs", "arm", "referee", "evaluation only", "not packaged", "examples of chats", "warm start", "rank"],
 )
 def test_what_would_fail_late_is_refused_early(
     change: dict[str, str],
@@ -80,6 +90,26 @@ def test_what_would_fail_late_is_refused_early(
     assert not (tmp_path / "out").exists()
     assert main(["validate", str(file)]) == 2
     assert expected in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["finetune.trainer={max_time: '00:01:00:00'}"], "max_time alone leaves the schedule .*max_epochs"),
+        (["finetune.prefix_cache=-1"], "finetune.prefix_cache: -1.0 GiB"),
+        (["finetune.prefix_cache=1", "finetune.trainer.devices=2"], "finetune.prefix_cache: on several devices"),
+        (["finetune.adapter.class_path=PromptTuningConfig"], "adapts no linear modules by name"),
+        (["finetune.adapter.init_lora_weights=corda"], "adapter.init_lora_weights: corda is not supported"),
+        (["backbone.dtype=bfloat16", "finetune.adapter.init_lora_weights=pissa"], "pissa changes the base's weights"),
+        (["finetune.warm_start=true", "finetune.adapter.class_path=VeraConfig"], "warm_start: .* is of type VERA"),
+        (["search.rule=TopK", "search.rule.k=9"], "the model has 4"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_no_phase_could_be_made_of(flags: list[str], expected: str, recipe: Callable[..., Path]) -> None:
+    parsed = Recipe("run", ["--config", str(recipe()), *(f"--{flag}" for flag in flags)])
+    with pytest.raises(FlexoraError, match=expected):
+        deque(check() for check in checks(parsed, get_args(Phase), trains=True))
 
 
 def test_an_adapter_of_another_style_is_refused_before_the_training(
