@@ -3,7 +3,8 @@
 Everything is computed as on a CPU, whatever the recipe's device, so that every machine says the same. A GPU differs in
 what a kernel needs for itself, in dropout (a mask of one byte where the CPU's takes four), and in what lies beside the
 tensors: the CUDA context and what the allocator keeps in reserve. A process on a CPU may take more as well: glibc keeps
-holes between tensors that come and go (``python -m tests.benchmarks.estimate --holes``).
+holes between tensors that come and go (``python -m tests.benchmarks.estimate --holes``), and weights that are converted
+or quantised while they are read need their old form, too.
 """
 
 from __future__ import annotations
