@@ -200,9 +200,16 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
         SearchModule(Backbone(), LoraConfig(), **settings)
 
 
-def test_repeats_need_a_start_that_can_be_drawn_again() -> None:
-    with pytest.raises(FlexoraError, match=r"init_lora_weights pissa"):
-        SearchModule(Backbone(), LoraConfig(init_lora_weights="pissa"), repeats=2)
+@pytest.mark.parametrize(
+    ("start", "repeats", "message"),
+    [
+        ("orthogonal", 2, "init_lora_weights orthogonal; leave it at true"),  # it could not be drawn again
+        ("pissa", 1, "not pissa, which a gate would scale as well"),
+    ],
+)
+def test_starts_that_do_not_suit_a_search_are_refused(start: Any, repeats: int, message: str) -> None:
+    with pytest.raises(FlexoraError, match=message):
+        SearchModule(Backbone(), LoraConfig(init_lora_weights=start), repeats=repeats)
 
 
 def test_no_two_outer_steps_share_their_dropout() -> None:
