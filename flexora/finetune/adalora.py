@@ -72,7 +72,7 @@ class RankBudget(Callback):
             FlexoraError: If they leave none to lower the budget in, or the budget is not to be lowered.
         """
         config = _config(_peft(pl_module))
-        config.total_step = int(trainer.estimated_stepping_batches)
+        config.total_step = cast("FinetuneModule", pl_module).total_steps
         if config.tinit >= config.total_step - config.tfinal:
             raise FlexoraError(
                 f"adapter.tinit: {config.tinit} and tfinal {config.tfinal} leave none of the trainer's "

@@ -171,12 +171,27 @@ class FinetuneModule(L.LightningModule):
         if self.prefix_cache:
             require_one_device(self.trainer.world_size)
 
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole fit.
+
+        Raises:
+            FlexoraError: If neither epochs nor steps are limited.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise FlexoraError(
+                "finetune: a schedule needs a length, which max_time does not say; give the Trainer max_epochs or "
+                "max_steps"
+            )
+        return int(steps)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on the adapter, warm-up and cosine over all optimiser steps."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         fused = may_fuse(parameters[0].device.type, self.trainer.gradient_clip_val, str(self.trainer.precision))
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.total_steps
         schedule = get_cosine_schedule_with_warmup(optimizer, round(self.warmup_ratio * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

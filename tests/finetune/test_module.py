@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from flexora.backbone.loading import Backbone
 from flexora.data.batch import Batch
+from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule, may_fuse
 from flexora.scoring.likelihood import answer_loss
 from tests.search.bilevel import random_batch
@@ -81,6 +82,11 @@ def test_validation_loss_is_the_mean_over_all_tokens(module: FinetuneModule, par
     with torch.no_grad():
         whole = sum(answer_loss(module.peft_model, part) for part in parts) / parts[0]["normalizer"]
     assert float(run.callback_metrics["val_loss"]) == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_a_fit_without_end_is_refused(module: FinetuneModule, parts: list[Batch]) -> None:
+    with pytest.raises(FlexoraError, match="give the Trainer max_epochs or max_steps"):
+        trainer([], max_epochs=-1, max_time="00:00:00:09").fit(module, loader(parts))
 
 
 def test_clipping_goes_with_bf16(module: FinetuneModule, parts: list[Batch]) -> None:
