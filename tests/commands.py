@@ -9,10 +9,13 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
+
+import pytest
 
 from flexora.cli import main
 
@@ -42,6 +45,20 @@ def start_on_each_device(arguments: list[str], outputs: list[Path]) -> list[Base
         start_command(arguments, output, joint | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank, output in enumerate(outputs)
     ]
+
+
+def printed_on(devices: int, arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    """Run ``flexora`` to its end, and return what it printed.
+
+    On several devices as a process of its own: Lightning starts the process's own command again for each of the others.
+    """
+    if devices == 1:
+        assert main(arguments) == 0
+        return capfd.readouterr().out
+    command, environment = [sys.executable, "-m", "flexora", *arguments], {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def _work(arguments: list[str], output: Path, environment: dict[str, str]) -> None:

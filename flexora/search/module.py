@@ -9,7 +9,7 @@ from typing import Literal
 import lightning as L
 import numpy as np
 import torch
-from peft import LoraConfig, PeftConfig, PeftType
+from peft import PeftConfig
 from torch import nn
 
 from flexora.backbone.adapters import attach, draw_again
@@ -18,6 +18,7 @@ from flexora.backbone.loading import Backbone, describe
 from flexora.data.bilevel import REPEAT_STRIDE, BilevelDataModule, OuterBatch
 from flexora.errors import FlexoraError
 from flexora.scoring.likelihood import answer_loss
+from flexora.search.adapter import plain_lora
 from flexora.search.estimators import Estimator, Unrolled, cosine
 from flexora.search.gates import Gates, gates_of
 from flexora.search.history import HistoryRow
@@ -29,9 +30,6 @@ from flexora.search.rules import Positive, SelectionRule
 from flexora.search.schedule import ScheduleName, schedule
 from flexora.search.selection import Selection, resolve_selection
 from flexora.search.units import Units
-
-#: Starts at which LoRA adds nothing, whatever its gate.
-PLAIN_STARTS = (True, "gaussian", "orthogonal")
 
 
 def step_seed(seed: int, outer_step: int) -> int:
@@ -108,29 +106,10 @@ class SearchModule(L.LightningModule):
                 raise FlexoraError(f"search.{name}: {value} is too small; give at least 1")
         if not 0 <= inner_warmup_ratio < 1:
             raise FlexoraError(f"search.inner_warmup_ratio: {inner_warmup_ratio} must lie in [0, 1)")
-        if not isinstance(adapter, LoraConfig) or adapter.peft_type != PeftType.LORA:
-            raise FlexoraError(
-                f"adapter: the search takes plain LoRA, not {type(adapter).__name__}; leave LoRA here and name the "
-                "other in finetune.adapter, or fine-tune with --selection"
-            )
-        if adapter.init_lora_weights not in PLAIN_STARTS:
-            raise FlexoraError(
-                f"adapter.init_lora_weights: the search takes {' or '.join(map(str, PLAIN_STARTS))}, not "
-                f"{adapter.init_lora_weights}, which a gate would scale as well; set it in finetune.adapter alone"
-            )
-        if repeats > 1 and adapter.init_lora_weights not in (True, "gaussian"):
-            raise FlexoraError(
-                f"search.repeats: each draws LoRA's start anew, which is not done for adapter.init_lora_weights "
-                f"{adapter.init_lora_weights}; leave it at true, or repeats at 1"
-            )
-        if adapter.rank_pattern:
-            raise FlexoraError(
-                "adapter.rank_pattern: the search compares layers of one size; remove it, or fine-tune with --selection"
-            )
         self.automatic_optimization = False
         self.strict_loading = False  # the frozen base model is in no checkpoint
         self.backbone = backbone
-        self.adapter = adapter
+        self.adapter = plain_lora(adapter, repeats)
         self.outer_steps = outer_steps
         self.inner_steps = inner_steps
         self.repeats = repeats

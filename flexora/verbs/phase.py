@@ -178,7 +178,7 @@ def silence() -> None:
         ".*lora with eva initialization.*",
         ".*changes the base weights of the model.*",  # what is written is converted
         ".*rank_pattern keys did not match.*",  # PEFT's AdaLoRA writes them so itself
-        ".*is_gradient_checkpointing.*",
+        ".*gradient_checkpointing.*deprecated.*",
     )
     for message in noise:
         warnings.filterwarnings("ignore", message=message)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +19,7 @@ from flexora.errors import FlexoraError
 from flexora.search.estimators import Unrolled
 from flexora.search.inner import AdamW
 from flexora.search.processes import Processes
-from tests.commands import FORKSERVER
+from tests.commands import FORKSERVER, printed_on
 from tests.search.bilevel import outer_batch, toy
 
 OUTER_STEPS = 4
@@ -76,19 +73,7 @@ def test_a_search_on_two_devices_is_that_on_one(
         settings = {"output_dir": folder, "trainer.devices": devices, "search.accumulate": 4 // devices}
         settings |= {"search.validation_batches": 2 // devices}
         arguments = ["search", "--config", str(file), *(f"--{name}={value}" for name, value in settings.items())]
-        if devices == 1:
-            assert main(arguments) == 0
-            printed = capfd.readouterr().out
-        else:  # Lightning starts the process's own command again for the second device
-            done = subprocess.run(
-                [sys.executable, "-m", "flexora", *arguments],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
-            printed = done.stdout
+        printed = printed_on(devices, arguments, capfd)
         states[devices] = torch.load(folder / "search" / "checkpoints" / "last.pt")
         assert printed.count("layers chosen") == 1
         with (folder / "search" / "history.csv").open() as history:

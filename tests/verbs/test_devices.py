@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from flexora.cli import main
-from tests.commands import start_on_each_device
+from tests.commands import printed_on, start_on_each_device
 from tests.tiny import write_jsonl
 from tests.verbs.test_bad_input import failing
 from tests.verbs.test_data import data_section, read_lines
@@ -41,19 +38,7 @@ def test_finetune_and_evaluate_on_two_devices_are_those_on_one(
         settings |= {"trainer.devices": devices, "trainer.accumulate_grad_batches": 4 // devices}
         flags = [f"--{name}={value}" for name, value in settings.items()]
         arguments = ["finetune", "--config", str(recipe()), *flags]
-        if devices == 1:
-            assert main(arguments) == 0
-            printed = capfd.readouterr().out
-        else:  # Lightning starts the process's own command again for the second device
-            done = subprocess.run(
-                [sys.executable, "-m", "flexora", *arguments],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
-            printed = done.stdout
+        printed = printed_on(devices, arguments, capfd)
         assert printed.count("trainable parameters") == 1
         place = tmp_path / f"on_{devices}" / "finetune"
         assert sorted(path.name for path in (place / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
