@@ -1,0 +1,131 @@
+"""Facts of base models: what they are called, how they are built, what their licence asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, PositiveInt
+
+from flexora.backbone.families import supports
+from flexora.zoo.entries import Entry, entry_names, find_entry, plain, read_entry, zoo_root
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+class Licence(Entry):
+    """A licence, and what it asks of those who publish an adapter of the model.
+
+    Attributes:
+        id: How the hub calls it; ``other`` where it has no name for it.
+        name: Its name, where the hub has none.
+        link: Where its text lies.
+        notice: A sentence that must stand with what is published.
+        name_prefix: What the name of anything published must begin with.
+    """
+
+    id: str
+    name: str | None = None
+    link: str | None = None
+    notice: str | None = None
+    name_prefix: str | None = None
+
+
+class Licences(Entry):
+    """The list of licences, by the names that models call them."""
+
+    licences: dict[str, Licence]
+
+
+class Shape(Entry):
+    """How a decoder is built, in the words of transformers' configurations.
+
+    Attributes:
+        num_hidden_layers: Decoder layers.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the feed-forward part.
+        num_attention_heads: Query heads.
+        num_key_value_heads: Key and value heads.
+        head_dim: Width of a head.
+        vocab_size: Rows of the embedding.
+        tie_word_embeddings: Whether the head is the embedding.
+        attention_bias: Whether query, key and value have a bias, in families that leave it open.
+    """
+
+    num_hidden_layers: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    head_dim: PositiveInt
+    vocab_size: PositiveInt
+    tie_word_embeddings: bool = False
+    attention_bias: bool | None = None
+
+
+class ModelFacts(Entry):
+    """What is known of a base model before anything of it is loaded.
+
+    Attributes:
+        id: Its name on the hub.
+        revision: Commit on the hub; none where none was seen.
+        gated: Whether its licence has to be accepted on the hub first.
+        licence: Name of an entry of ``model_zoo/licences.yaml``.
+        architecture: Class of transformers.
+        shape: How it is built.
+        projections: The projections that get LoRA by default.
+        lora_parameters: Parameters of LoRA per decoder layer, of r 8 on these projections.
+        prepare: How files that transformers can load are made, where the published ones are not.
+        note: What else a user should know.
+    """
+
+    id: str
+    revision: str | None = None
+    gated: bool = False
+    licence: str
+    architecture: str
+    shape: Shape
+    projections: list[str] = Field(min_length=1)
+    lora_parameters: PositiveInt
+    prepare: str | None = None
+    note: str | None = None
+
+    @property
+    def supported(self) -> bool:
+        """Whether its architecture is in the registry of families."""
+        return supports(self.architecture)
+
+    def config(self) -> PretrainedConfig:
+        """Its configuration for transformers, as far as sizes go: enough to build it without weights."""
+        import transformers
+
+        model_class = getattr(transformers, self.architecture)
+        shape: dict[str, Any] = self.shape.model_dump(exclude_none=True)
+        config: PretrainedConfig = model_class.config_class(**shape, architectures=[self.architecture])
+        return config
+
+
+def model_facts(name: str) -> ModelFacts:
+    """Facts of a base model by its name in the zoo, such as ``llama-3-8b``.
+
+    Raises:
+        FlexoraError: If the zoo has none of that name, or its entry is broken.
+    """
+    return read_entry(ModelFacts, zoo_root() / "models" / f"{find_entry('models', name)}.yaml")
+
+
+def licence_of(facts: ModelFacts) -> Licence:
+    """The licence of a base model.
+
+    Raises:
+        FlexoraError: If the zoo's list of licences is broken.
+    """
+    return read_entry(Licences, zoo_root() / "licences.yaml").licences[facts.licence]
+
+
+def known_model(hub_id: str) -> ModelFacts | None:
+    """Facts of a base model by its id on the hub; none where the zoo does not know it."""
+    for name in entry_names("models"):
+        if plain(model_facts(name).id) == plain(hub_id):
+            return model_facts(name)
+    return None
