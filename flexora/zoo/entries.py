@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,7 +52,6 @@ def find_entry(kind: str, name: str) -> str:
     raise FlexoraError(f"the zoo has no {kind.removesuffix('s')} {name!r}; flexora zoo ls shows all")
 
 
-@cache
 def read_entry(schema: type[EntryT], file: Path) -> EntryT:
     """Read and validate an entry.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PositiveInt
@@ -105,6 +106,7 @@ class ModelFacts(Entry):
         return config
 
 
+@cache
 def model_facts(name: str) -> ModelFacts:
     """Facts of a base model by its name in the zoo, such as ``llama-3-8b``.
 

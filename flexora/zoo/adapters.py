@@ -1,0 +1,124 @@
+"""Index of published adapters: what they are of, how good they are, where they lie and what their weights hash to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from pydantic import Field, PositiveInt, field_validator
+
+from flexora.errors import FlexoraError
+from flexora.scoring.results import Estimate, Metric
+from flexora.zoo.entries import Entry, find_entry, read_entry, zoo_root
+from flexora.zoo.selections import PREFIX
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+class Base(Entry):
+    """The base model that an adapter was trained and measured on.
+
+    Attributes:
+        id: Its name on the hub.
+        revision: Commit on the hub; none where none was seen.
+        weights: What its weights are, where they are not the hub's own.
+        weights_sha256: Hash of these.
+    """
+
+    id: str
+    revision: str | None = None
+    weights: str | None = None
+    weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+
+class Score(Entry):
+    """What an arm reached: its size, and each metric with its standard error over the rows."""
+
+    arm: str
+    layers: int
+    parameters: int
+    metrics: dict[Metric, Estimate]
+    loss: float
+
+
+class AdapterRecord(Entry):
+    """An adapter of the index.
+
+    Attributes:
+        title: One line on what it is.
+        recipe: The recipe that made it.
+        base: The base model.
+        licence: Licence of the adapter.
+        layers: The adapted decoder layers.
+        benchmark: The benchmark that it was trained for and measured on.
+        split: The split that was measured.
+        rows: Number of rows measured, of ``split_rows``.
+        split_rows: Number of rows of the split.
+        seed: Seed of search and fine-tune.
+        scores: Base model, plain LoRA and the adapter on the same rows.
+        sha256: Hash of its weights.
+        location: A folder beside the index, or ``hf:user/repo@revision``.
+    """
+
+    title: str
+    recipe: str
+    base: Base
+    licence: str
+    layers: list[int]
+    benchmark: str
+    split: str
+    rows: PositiveInt
+    split_rows: PositiveInt
+    seed: int
+    scores: list[Score]
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    location: str
+
+    @field_validator("location")
+    @classmethod
+    def _stays_in_the_zoo(cls, location: str) -> str:
+        if not location.startswith("hf:") and not re.fullmatch(r"[\w.-]+", location.replace("..", "/")):
+            raise ValueError("must be the name of a folder beside the index, or hf:user/repo@revision")
+        return location
+
+
+def adapter_record(name: str) -> AdapterRecord:
+    """The record of an adapter by its name in the zoo.
+
+    Raises:
+        FlexoraError: If the zoo has none of that name, or its record is broken.
+    """
+    return read_entry(AdapterRecord, zoo_root() / "adapters" / f"{find_entry('adapters', name)}.yaml")
+
+
+def require_recorded(record: AdapterRecord, folder: Path, reference: str) -> Path:
+    """Return the folder if its weights are the recorded ones.
+
+    Raises:
+        FlexoraError: If there are none, or others.
+    """
+    file = folder / WEIGHTS
+    if not file.is_file() or sha256_of(file) != record.sha256:
+        raise FlexoraError(
+            f"{reference}: {file} is missing or not the adapter of the record (sha256); install flexora anew"
+        )
+    return folder
+
+
+def zoo_adapter(reference: str) -> tuple[AdapterRecord, str]:
+    """The record that ``zoo:NAME`` names, and where its adapter lies: a folder's path, or an ``hf:`` reference.
+
+    Raises:
+        FlexoraError: If the zoo has none of that name.
+    """
+    record = adapter_record(reference.removeprefix(PREFIX))
+    if record.location.startswith("hf:"):
+        return record, record.location
+    return record, str(zoo_root() / "adapters" / record.location)
+
+
+def sha256_of(file: Path) -> str:
+    """Hash of a file's bytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
