@@ -118,7 +118,9 @@ def _facts(module: FinetuneModule) -> list[str]:
     backbone: Backbone = module.backbone
     plain = replace(backbone, quantization=None).load_model()
     module.configure_model()
-    adapter = get_peft_model_state_dict(module.peft_model)
+    # Its own state_dict would ask 4-bit weights for numbers that nothing holds here.
+    tensors = dict([*module.peft_model.named_parameters(), *module.peft_model.named_buffers()])
+    adapter = get_peft_model_state_dict(module.peft_model, state_dict=tensors)
     layers = "all layers" if module.selection == "all" else "the chosen layers"
     size = sum(tensor.nbytes for tensor in adapter.values())
     return [

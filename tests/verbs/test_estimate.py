@@ -36,6 +36,8 @@ def test_parameters_are_those_of_the_loaded_model(
     assert f"{sum(p.numel() for p in module.peft_model.parameters()) - trained:,} parameters, float32" in text
     assert f"{len(get_layer_status(module.peft_model))} modules of " in text
     assert f"{trained:,} trainable parameters" in text
+    in_4_bits = estimate(capsys, "--config", str(file), "--finetune.selection", "1,3", "--backbone.quantization", "nf4")
+    assert f"{trained:,} trainable parameters" in in_4_bits
     for phase in ("search", "finetune", "evaluate"):
         assert phase in text
     assert "assumed" not in text
