@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,31 @@ class RecipeFile:
     path: Path
 
     @property
+    def family(self) -> str:
+        """Family of the model; recipes that are of no family in particular lie in folders of other names."""
+        return self.name.split("/")[0]
+
+    @cached_property
+    def head(self) -> list[str]:
+        """Lines of the head comment, without their mark."""
+        lines = takewhile(lambda line: line.startswith("#"), self.path.read_text().splitlines())
+        return [line.removeprefix("#").strip() for line in lines]
+
+    @property
     def headline(self) -> str:
         """First line of the head comment."""
-        first = self.path.read_text().split("\n", 1)[0]
-        return first.removeprefix("#").strip()
+        return self.head[0]
+
+    @property
+    def needs(self) -> str:
+        """What the head comment says that it needs."""
+        said = [line.removeprefix("Needs:").strip() for line in self.head if line.startswith("Needs:")]
+        return said[0] if said else ""
+
+    @cached_property
+    def benchmark(self) -> str:
+        """Class of its data."""
+        return str(load_sections(self.path)["data"]["class_path"])
 
 
 def all_recipes() -> list[RecipeFile]:

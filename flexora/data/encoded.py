@@ -18,7 +18,7 @@ from flexora.data.hygiene import tell_cut, usable_rows
 from flexora.data.prompts import require_chat_template
 from flexora.data.question import Pairs
 from flexora.data.reading import FEATURES, Examples, Reader, encode_rows, example_rows, read_row, said_keys
-from flexora.data.sources import HUB_PREFIX, LINE, Row, Source, Split, hub_names
+from flexora.data.sources import HUB_PREFIX, LINE, Row, Source, Split, hub_names, require_place
 from flexora.errors import FlexoraError
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class EncodedDataModule(L.LightningDataModule, ABC):
 
     Args:
         backbone: The base model, whose tokenizer is used. Recipes fill it in from their own section.
-        source: ``hub``, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/CONFIGURATION``, ``packaged``, or a folder of
-            ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or ``.parquet``).
+        source: ``hub``, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/CONFIGURATION``, ``packaged``, a folder of
+            ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or ``.parquet``), or one such file: the train split.
         batch_size: Rows of one forward pass in training; at most so many where ``max_tokens_per_batch`` is given.
         max_tokens_per_batch: Most tokens of one forward pass of the fine-tune, padding included, so that long rows go
             together in fewer; any number by default. The search draws ``search.batch_size`` rows whatever their length.
@@ -147,7 +147,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         """Find out without loading a row whether a local source can be read.
 
         Raises:
-            FlexoraError: If the folder or the wheel is missing, or the wheel has no rows of the benchmark.
+            FlexoraError: If the folder, the file or the wheel is missing, or the wheel has no rows of the benchmark.
         """
         if self.source == "packaged":
             self.benchmark.require_packaged()
@@ -155,8 +155,8 @@ class EncodedDataModule(L.LightningDataModule, ABC):
             self.benchmark.require_hub()
         elif not self._is_local:
             hub_names(self.source)
-        elif not Path(self.source).expanduser().is_dir():
-            raise FlexoraError(f"data.source: {self.source} is not a folder; name a folder, hub, or packaged")
+        else:
+            require_place(Path(self.source).expanduser())
 
     def raw(self, split: Split) -> Dataset:
         """The rows of a split as their source has them."""

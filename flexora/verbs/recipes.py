@@ -1,10 +1,9 @@
-"""``flexora recipes``: ls, show NAME, cp NAME FILE."""
+"""``flexora recipes``: ls [TEXT], show NAME, cp NAME FILE."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 
 import yaml
@@ -24,7 +23,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="flexora recipes", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ls|show|cp")
-    actions.add_parser("ls", help="list all recipes")
+    listed = actions.add_parser("ls", help="list all recipes, or those with TEXT in their name, benchmark or needs")
+    listed.add_argument("text", nargs="?", default="")
     show = actions.add_parser("show", help="print a recipe")
     show.add_argument("name")
     copy = actions.add_parser("cp", help="write a recipe as one file to edit, with its shared sections filled in")
@@ -32,15 +32,26 @@ def main(arguments: Sequence[str]) -> int:
     copy.add_argument("file", type=Path)
     options = parser.parse_args(arguments)
     if options.action == "ls":
-        table = Table("recipe", "what it is", box=None, pad_edge=False)
-        for recipe in all_recipes():
-            table.add_row(recipe.name, recipe.headline)
-        Console().print(table)
+        _list(options.text)
     elif options.action == "show":
         print(find_recipe(options.name).path.read_text(), end="")
     else:
         _copy(find_recipe(options.name), options.file)
     return 0
+
+
+def _list(text: str) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("family", "recipe", "benchmark"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("needs", overflow="fold")
+    for recipe in all_recipes():
+        row = (recipe.family, recipe.name, recipe.benchmark, recipe.needs)
+        if text.lower() in " ".join(row).lower():
+            table.add_row(*row)
+    if not table.row_count:
+        raise FlexoraError(f"no recipe has {text!r} in its name, benchmark or needs; flexora recipes ls shows all")
+    Console().print(table)
 
 
 def _copy(recipe: RecipeFile, file: Path) -> None:
@@ -52,8 +63,6 @@ def _copy(recipe: RecipeFile, file: Path) -> None:
 
 def flattened(recipe: RecipeFile, file: Path) -> str:
     """The recipe as one file: its head comment with the new name, and every shared section in place of its path."""
-    lines = recipe.path.read_text().splitlines(keepends=True)
-    head = takewhile(lambda line: line.startswith("#"), lines)
-    start = f"# Start: flexora run --config {file}\n"
-    comment = "".join(start if line.startswith("# Start:") else line for line in head)
+    start = f"Start: flexora run --config {file}"
+    comment = "".join(f"# {start if line.startswith('Start:') else line}\n" for line in recipe.head)
     return comment + yaml.safe_dump(load_sections(recipe.path), sort_keys=False, allow_unicode=True)

@@ -121,7 +121,17 @@ def test_missing_places(tmp_path: Path) -> None:
     assert f"{missing} is not a folder" in refusal(lambda: load_files(missing, "train"))
     write_jsonl(tmp_path / "train.jsonl", ROWS)
     assert f"{tmp_path} has no test.jsonl or test.parquet" in refusal(lambda: load_files(tmp_path, "test"))
-    assert "is not a folder" in refusal(lambda: load_files(tmp_path / "train.jsonl", "train"))
+    (tmp_path / "rows.csv").write_text("prompt\n")
+    assert "rows.csv is not a folder, nor a .jsonl" in refusal(lambda: load_files(tmp_path / "rows.csv", "train"))
+
+
+def test_a_file_by_itself_is_the_train_split(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "mine.jsonl", ROWS)
+    source = ArcEasy.benchmark
+    assert len(source.load(str(file), "train")) == len(ROWS)
+    assert source.has(str(file), "train")
+    assert not source.has(str(file), "test")
+    assert "mine.jsonl is the train split alone; cut a test split" in refusal(lambda: source.load(str(file), "test"))
 
 
 def test_parquet_without_rows_or_without_an_end(tmp_path: Path) -> None:
