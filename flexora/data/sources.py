@@ -169,8 +169,8 @@ def load_files(place: Path, split: Split) -> Dataset:
         return dataset
     if place.is_file():
         raise FlexoraError(
-            f"data.source: {place} is the train split alone; cut a {split} split from it with data.test_rows, or name a "
-            f"folder with train.jsonl and {split}.jsonl"
+            f"data.source: {place} is the train split alone; cut a {split} split from it with data.test_rows, or name "
+            f"a folder with train.jsonl and {split}.jsonl"
         )
     raise FlexoraError(f"data.source: {place} has no {split}.jsonl or {split}.parquet; add the file")
 

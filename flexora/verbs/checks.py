@@ -26,6 +26,7 @@ from flexora.search.selection import resolve_selection
 from flexora.verbs.arms import PHASE_OF_ARM, adapter_of
 from flexora.verbs.phase import lightning_cli
 from flexora.verbs.settings import Recipe
+from flexora.zoo.models import known_model
 
 
 def checks(recipe: Recipe, phases: Sequence[Phase], *, trains: bool) -> Iterator[Callable[[], object]]:
@@ -84,7 +85,7 @@ def build(recipe: Recipe, phase: Phase, module_class: type[L.LightningModule], m
 
 
 def _find_architecture(recipe: Recipe, found: list[Architecture]) -> None:
-    """Add the architecture of a model that lies on this machine; the hub is not asked."""
+    """Add the architecture of a model that lies on this machine, or that the zoo knows; the hub is not asked."""
     backbone = Backbone(**recipe.sections["backbone"])
     if backbone.model.startswith(PACKAGED_PREFIX):
         here = require_packaged(backbone.model).is_dir()  # or fetched but not converted yet
@@ -92,6 +93,8 @@ def _find_architecture(recipe: Recipe, found: list[Architecture]) -> None:
         here = Path(backbone.resolve()).is_dir()
     if here:
         found.append(describe(backbone.load_config()))
+    elif (facts := known_model(backbone.model)) is not None:
+        found.append(describe(facts.config()))
 
 
 def _build(recipe: Recipe, phase: Phase, built: dict[Phase, Namespace]) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PositiveInt
 
-from flexora.backbone.families import supports
 from flexora.zoo.entries import Entry, entry_names, find_entry, plain, read_entry, zoo_root
 
 if TYPE_CHECKING:
@@ -91,18 +90,14 @@ class ModelFacts(Entry):
     prepare: str | None = None
     note: str | None = None
 
-    @property
-    def supported(self) -> bool:
-        """Whether its architecture is in the registry of families."""
-        return supports(self.architecture)
-
     def config(self) -> PretrainedConfig:
         """Its configuration for transformers, as far as sizes go: enough to build it without weights."""
         import transformers
 
         model_class = getattr(transformers, self.architecture)
         shape: dict[str, Any] = self.shape.model_dump(exclude_none=True)
-        config: PretrainedConfig = model_class.config_class(**shape, architectures=[self.architecture])
+        none = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # those of the class may be too large
+        config: PretrainedConfig = model_class.config_class(**shape, **none, architectures=[self.architecture])
         return config
 
 
