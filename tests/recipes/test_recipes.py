@@ -27,13 +27,13 @@ def parsed(name: str) -> dict[str, Any]:
 def test_every_file_is_listed() -> None:
     root = Path(__file__).parents[2] / "recipes"
     files = [path for path in root.rglob("*.yaml") if "_shared" not in path.parts and path.name[0] != "_"]
-    assert len(RECIPES) == len(files) >= 40
-    assert {name.split("/")[0] for name in RECIPES} >= {"demo", "llama", "mistral", "glm"}
+    assert len(RECIPES) == len(files) >= 66
+    assert {name.split("/")[0] for name in RECIPES} == {"debug", "demo", "glm", "llama", "mistral", "own"}
 
 
 def test_every_large_model_has_a_recipe_for_every_benchmark_with_rows_to_train_on() -> None:
     wanted = {"JsonlInstruction", "JsonlMultipleChoice", "Mmlu"}  # own rows, and an evaluation alone
-    for model in ("llama/llama-3-8b", "mistral/mistral-7b-v0.1", "glm/glm-4-9b"):
+    for model in ("llama/llama-3-8b", "mistral/mistral-7b-v0.1", "glm/chatglm3-6b", "glm/glm-4-9b"):
         sections = [load_sections(find_recipe(name).path) for name in RECIPES if name.startswith(f"{model}/")]
         classes = [section["data"]["class_path"] for section in sections]
         assert len(classes) == len(set(classes))
@@ -42,14 +42,39 @@ def test_every_large_model_has_a_recipe_for_every_benchmark_with_rows_to_train_o
         assert len(outputs) == len(set(outputs))
 
 
+def test_the_packaged_model_has_a_recipe_for_every_packaged_benchmark() -> None:
+    classes = [getattr(benchmarks, name) for name in benchmarks.__all__ if name != "MULTIPLE_CHOICE"]
+    packaged = {kind.__name__ for kind in classes if kind.benchmark.packaged}
+    files = [find_recipe(name).path for name in RECIPES if name.startswith("llama/smollm2-135m-instruct/")]
+    data = [load_sections(file)["data"] for file in files]
+    assert {section["class_path"] for section in data} == packaged
+    assert len(packaged) == len(files) == 9
+    assert {section["init_args"]["source"] for section in data} == {"packaged"}
+
+
+def test_ls_shows_what_a_recipe_is_for_and_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "ls"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in RECIPES)
+    assert main(["recipes", "ls", "RaceHigh"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    rows = [line.split() for line in lines if line[0] != " "]
+    assert [row[:3] for row in rows] == [
+        [name.split("/")[0], name, "RaceHigh"] for name in RECIPES if name.endswith("race_high")
+    ]
+    assert "GPU" in " ".join(lines)
+    assert main(["recipes", "ls", "nothing like it"]) == 2
+    assert "no recipe has 'nothing like it'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_parses_and_says_what_it_needs(name: str) -> None:
-    path = find_recipe(name).path
-    written = load_sections(path)
+    recipe = find_recipe(name)
+    written = load_sections(recipe.path)
     assert parsed(name)["search"]["outer_steps"] == written["search"]["outer_steps"]
-    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    for word in ("Needs:", "Start: flexora run --config recipes/", "Reached:"):
-        assert any(word in line for line in head), word
+    assert recipe.needs
+    assert f"Start: flexora run --config recipes/{name}.yaml" in recipe.head
+    assert any(line.startswith("Reached: ") for line in recipe.head)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -89,10 +114,7 @@ def test_sharding_stacks_on_a_recipe() -> None:
     assert stacked.sections["finetune"] == alone | {"trainer": {**alone["trainer"], "strategy": "fsdp2", "devices": 4}}
 
 
-def test_ls_and_show(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["recipes", "ls"]) == 0
-    listed = capsys.readouterr().out
-    assert all(name in listed for name in RECIPES)
+def test_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "show", "demo"]) == 0
     assert capsys.readouterr().out == find_recipe("demo").path.read_text()
     assert main(["recipes", "show", "nope"]) == 2
