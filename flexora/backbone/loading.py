@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,11 @@ from flexora.errors import FlexoraError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+#: A full commit hash of git.
+COMMIT = re.compile("[0-9a-f]{40}")
+#: The hash that no commit has.
+NO_COMMIT = "0" * 40
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -31,6 +37,9 @@ class Backbone:
         quantization: ``nf4`` holds the frozen weights of the decoder in 4 bits (QLoRA; needs ``flexora[4bit]``).
         attention: Attention implementation of transformers.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        trust_remote_code: Run the code that the model's repository holds for its tokenizer. Needs a local folder, or
+            a ``revision`` that is a full commit hash: the code that was read is then the code that runs. The code of
+            models and configurations is never run.
     """
 
     model: str = f"{PACKAGED_PREFIX}SmolLM2-135M-Instruct"
@@ -39,15 +48,25 @@ class Backbone:
     quantization: Literal["nf4"] | None = None
     attention: Literal["sdpa", "eager"] = "sdpa"
     gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed.
 
         Raises:
-            FlexoraError: If 4-bit weights are to be used in float64.
+            FlexoraError: If 4-bit weights are to be used in float64, or code that may change is to be run.
         """
         if self.quantization is not None and self.dtype == "float64":
             raise FlexoraError("backbone.quantization: nf4 has no float64; set backbone.dtype to float32 or bfloat16")
+        if self.trust_remote_code and not (COMMIT.fullmatch(self.revision or "") or self._is_folder):
+            raise FlexoraError(
+                "backbone.trust_remote_code: the code may change from day to day; read it, and set backbone.revision "
+                "to the full hash of its commit (40 digits)"
+            )
+
+    @property
+    def _is_folder(self) -> bool:
+        return Path(self.model).expanduser().is_dir()
 
     def resolve(self) -> str:
         """Where transformers finds the files: a folder, or the hub id itself.
@@ -70,8 +89,21 @@ class Backbone:
         return self._from_pretrained(AutoConfig)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Load the tokenizer."""
-        return self._from_pretrained(AutoTokenizer)
+        """Load the tokenizer.
+
+        Raises:
+            FlexoraError: If it cannot be found or read, or needs code that is not trusted.
+        """
+        if not self.trust_remote_code:
+            return self._from_pretrained(AutoTokenizer)
+        # The configuration is given, or its code would be run too. Code that a repository borrows from another would
+        # come from that one's newest commit; with a revision that only this one can have, it is not found.
+        return self._from_pretrained(
+            AutoTokenizer,
+            config=self.load_config(),
+            trust_remote_code=True,
+            code_revision=NO_COMMIT if self._is_folder else self.revision,
+        )
 
     def load_model(self) -> PreTrainedModel:
         """Load the causal language model with every weight frozen.
@@ -120,7 +152,8 @@ class Backbone:
 
     def _from_pretrained(self, auto: Any, **options: Any) -> Any:
         try:
-            return auto.from_pretrained(self.resolve(), revision=self.revision, trust_remote_code=False, **options)
+            options = {"trust_remote_code": False, **options}
+            return auto.from_pretrained(self.resolve(), revision=self.revision, **options)
         except (OSError, ValueError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise FlexoraError(

@@ -128,3 +128,59 @@ def test_a_damaged_folder(name: str, damage: Callable[[Path], object], folder: P
 def test_a_broken_tokenizer(folder: Path) -> None:
     truncated(folder / "tokenizer.json")
     assert f"cannot load {folder}" in refusal(Backbone(str(folder)).load_tokenizer)
+
+
+#: A tokenizer, a configuration and a model that come as code.
+CODE = """
+import os
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+class Tokenizer(PreTrainedTokenizerFast):
+    pass
+
+class Config(LlamaConfig):
+    def __init__(self, **settings):
+        raise AssertionError("the configuration's code was run")
+
+class Model(LlamaForCausalLM):
+    def __init__(self, config):
+        raise AssertionError("the model's code was run")
+"""
+
+
+def test_the_tokenizers_code_alone_is_run_and_only_where_it_is_trusted(folder: Path) -> None:
+    (folder / "remote.py").write_text(CODE)
+    for name, auto in (
+        ("tokenizer_config.json", {"AutoTokenizer": [None, "remote.Tokenizer"]}),
+        ("config.json", {"AutoConfig": "remote.Config", "AutoModelForCausalLM": "remote.Model"}),
+    ):
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(settings | {"auto_map": auto}))
+    trusting = Backbone(str(folder), trust_remote_code=True)
+    tokenizer = trusting.load_tokenizer()
+    assert type(tokenizer).__module__.startswith("transformers_modules.")
+    assert tokenizer("oak")["input_ids"] == byte_tokenizer()("oak")["input_ids"]
+    assert trusting.load_model().config.num_hidden_layers == 4
+    assert type(Backbone(str(folder)).load_tokenizer()).__module__.startswith("transformers.")
+
+
+def test_code_of_another_repository_is_not_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def cached_file(name: str, *_: object, revision: str | None = None, **__: object) -> str:
+        asked.append(f"{name} {revision}")
+        raise OSError("no such revision")
+
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": [None, "someone/else--remote.Tokenizer"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr("transformers.dynamic_module_utils.cached_file", cached_file)
+    assert "no such revision" in refusal(Backbone(str(folder), revision="main", trust_remote_code=True).load_tokenizer)
+    assert asked == [f"someone/else {'0' * 40}"]
+
+
+@pytest.mark.parametrize("revision", [None, "main", "0123abc", "v" * 40])
+def test_code_that_may_change_is_refused(revision: str | None) -> None:
+    with pytest.raises(FlexoraError, match=r"^backbone.trust_remote_code: .*backbone.revision .*40 digits\)$"):
+        Backbone("some/model", revision=revision, trust_remote_code=True)
+    assert Backbone("some/model", revision="0123456789abcdef" * 2 + "01234567", trust_remote_code=True)
