@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "score the base model and adapters on the benchmark",
     "predict": "answer new rows: --rows FILE, --adapter flexora, lora, base or a folder",
     "merge": "write base model and adapter as one model: --adapter flexora, lora or a folder, --to FOLDER",
+    "publish": "a finished run as a folder for the hub, with its card; --repo-id USER/NAME, --push uploads it",
     "estimate": "parameters and peak memory of each phase, before any weight is loaded",
     "validate": "check recipes without loading a model: all problems at once",
     "recipes": "ls, show or cp the recipes that come with flexora",

@@ -52,13 +52,17 @@ def _replace(path: Path, content: str | bytes) -> Path:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to fill, which becomes ``path`` when the block ends; if the block fails, nothing is left.
+def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+    """Give a folder to fill, which becomes ``path`` when the block ends; if the block fails, nothing is changed.
+
+    Args:
+        path: Where the folder will be.
+        replace: Whether it may take the place of one that is there.
 
     Raises:
-        FlexoraError: If ``path`` exists, its folder cannot be written to, or the disk is full.
+        FlexoraError: If ``path`` exists and may not be replaced, its folder cannot be written to, or the disk is full.
     """
-    if path.exists():
+    if path.exists() and not replace:
         raise FlexoraError(f"{path} exists already; choose another place, or delete it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +74,8 @@ def new_folder(path: Path) -> Iterator[Path]:
                 file.chmod(0o644)  # safetensors gives 0600
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
+            if path.exists():
+                os.replace(path, Path(scratch) / "old")
             os.replace(made, path)
     except OSError as error:
         raise FlexoraError(

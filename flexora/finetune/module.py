@@ -53,7 +53,7 @@ class FinetuneModule(L.LightningModule):
         backbone: The base model.
         adapter: A configuration of PEFT: LoRA as in the search, or any method that adapts linear modules by name.
             AdaLoRA's ``total_step`` is replaced by the trainer's steps.
-        selection: A ``selection.json``, ``all``, or layers such as ``0,3,5-9``.
+        selection: A ``selection.json``, ``hf:USER/NAME``, ``all``, or layers such as ``0,3,5-9``.
         learning_rate: Peak learning rate.
         weight_decay: Decoupled weight decay.
         warmup_ratio: Share of the steps over which the learning rate rises.

@@ -110,11 +110,15 @@ def referee_lines(results: Results) -> list[str]:
     return lines
 
 
-def results_markdown(results: Results) -> str:
-    """The accuracy table as Markdown, with its title above; ends with a newline."""
-    header, rows = results_cells(results)
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table as Markdown, its first column on the left and the others on the right."""
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in [header, *rows]]
     lines = [f"| {' | '.join(row)} |" for row in escaped]
     lines.insert(1, f"| --- |{' ---: |' * (len(header) - 1)}")
-    own = f"{results_title(results)}:\n\n" + "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def results_markdown(results: Results) -> str:
+    """The accuracy table as Markdown, with its title above; ends with a newline."""
+    own = f"{results_title(results)}:\n\n{markdown_table(*results_cells(results))}\n"
     return "\n".join([own, *map(results_markdown, results.parts)])

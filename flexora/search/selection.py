@@ -12,6 +12,7 @@ from flexora.backbone.families import family_of
 from flexora.errors import FlexoraError
 from flexora.files import write_atomically
 from flexora.search.units import Unit, Units, flatten
+from flexora.zoo.references import selection_file
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -229,7 +230,8 @@ def resolve_selection(text: str, architecture: str, num_layers: int, projections
     """Turn what the user typed after ``--selection`` into a :class:`Selection` for this model.
 
     Args:
-        text: Path of a ``selection.json``, ``all``, or a list such as ``0,3,5-9``.
+        text: Path of a ``selection.json``, a reference such as ``hf:USER/NAME``, ``all``, or a list such as
+            ``0,3,5-9``.
         architecture: Class name of the base model.
         num_layers: Its number of decoder layers.
         projections: The projections to adapt in each layer when the text is a list; a file brings its own.
@@ -237,8 +239,9 @@ def resolve_selection(text: str, architecture: str, num_layers: int, projections
     Raises:
         FlexoraError: If the text cannot be read or does not fit the model.
     """
-    if names_file(text):
-        selection = Selection.read(text).require(architecture, num_layers, text)
+    elsewhere = selection_file(text)
+    if elsewhere is not None or names_file(text):
+        selection = Selection.read(elsewhere or text).require(architecture, num_layers, text)
         for names in selection.targets.values():
             try:
                 family_of(architecture).expand(names)

@@ -1,4 +1,4 @@
-"""Arms of an evaluation: the base model, the adapters that a run trains, and any other PEFT folder."""
+"""Arms of an evaluation: the base model, the adapters that a run trains, any other PEFT folder, the hub's too."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from flexora.backbone.adapters import WEIGHT_FILES
 from flexora.errors import FlexoraError
 from flexora.runfolder import RunFolder
+from flexora.zoo.references import adapter_folder
 
 #: Phase that trains the adapter of an arm; any other arm but the base is a PEFT folder.
 PHASE_OF_ARM = {"flexora": "finetune", "lora": "lora"}
@@ -28,10 +31,16 @@ def fingerprints(folder: RunFolder, arms: Iterable[str]) -> dict[str, str | None
 
 
 def place_of(folder: RunFolder, arm: str) -> Path | None:
-    """Folder of an arm's adapter, whether or not there is one; none for the base model."""
+    """Folder of an arm's adapter, whether or not there is one; none for the base model.
+
+    Raises:
+        FlexoraError: If it is a reference with nothing behind it.
+    """
     if arm == "base":
         return None
-    return folder.adapter(PHASE_OF_ARM[arm]) if arm in PHASE_OF_ARM else Path(arm).expanduser()
+    if arm in PHASE_OF_ARM:
+        return folder.adapter(PHASE_OF_ARM[arm])
+    return adapter_folder(arm) or Path(arm).expanduser()
 
 
 def existing_adapter(folder: RunFolder, arm: str, option: str) -> Path | None:
@@ -68,10 +77,22 @@ def adapter_of(folder: RunFolder, arm: str, data: dict[str, Any], option: str = 
     path = existing_adapter(folder, arm, option)
     if path is None:
         return None
-    if (path.parent / "done.json").is_file():  # a run's own adapter: it is known what it was trained with
-        trained = json.loads((path.parent / "done.json").read_text()).get("data", {})
-        _require_same_prompts(arm, trained, {"class_path": data["class_path"], **data["init_args"]}, option)
+    _require_same_prompts(arm, _trained_with(path), {"class_path": data["class_path"], **data["init_args"]}, option)
     return path
+
+
+def _trained_with(path: Path) -> dict[str, Any]:
+    """The data settings that an adapter was trained with, where a run or its published folder says it."""
+    if (path.parent / "done.json").is_file():  # a run's own adapter
+        trained: dict[str, Any] = json.loads((path.parent / "done.json").read_text()).get("data", {})
+        return trained
+    try:  # a published one; what another's file may say is not known
+        data = yaml.safe_load((path / "config.yaml").read_text())["data"]
+        published = {"class_path": data["class_path"], **data["init_args"]}
+    except (OSError, TypeError, KeyError, ValueError, yaml.YAMLError):
+        return {}
+    # Only flexora's classes are imported at the word of a file that may come from anyone.
+    return published if str(published["class_path"]).startswith("flexora.") else {**published, "class_path": None}
 
 
 def _require_same_prompts(arm: str, trained: dict[str, Any], now: dict[str, Any], option: str) -> None:
