@@ -13,7 +13,7 @@ from flexora.errors import FlexoraError, Interrupted
 VERBS = {
     "run": "search, select, fine-tune, evaluate and report in one resumable go",
     "search": "find the decoder layers that deserve LoRA",
-    "finetune": "train an adapter on chosen layers: --selection FILE, all, or 0,3,5-9",
+    "finetune": "train an adapter on chosen layers: --selection FILE, zoo:NAME, hf:NAME, all, or 0,3,5-9",
     "evaluate": "score the base model and adapters on the benchmark",
     "predict": "answer new rows: --rows FILE, --adapter flexora, lora, base or a folder",
     "merge": "write base model and adapter as one model: --adapter flexora, lora or a folder, --to FOLDER",

@@ -34,7 +34,7 @@ class EvaluateSettings:
 
     Attributes:
         arms: ``base``, ``lora`` (an adapter on all layers, which ``run`` trains on the same rows), ``flexora``, or the
-            folder of any PEFT adapter, or one on the hub, ``hf:USER/NAME``.
+            folder of any PEFT adapter, or one of the zoo or the hub, ``zoo:NAME`` and ``hf:USER/NAME``.
         referee: ``lm-eval`` has lm-evaluation-harness score the same rows, and prints how far its scores are.
         samples: Also write ``evaluate/samples.jsonl``: log-likelihoods, prediction and answer of every row.
         trainer: Overrides of the recipe's trainer section.
@@ -154,7 +154,8 @@ def recipe_parser(verb: str) -> RecipeParser:
     parser.add_argument(
         "--finetune.selection",
         type=str | None,
-        help="A selection.json, hf:USER/NAME, all, or layers such as 0,3,5-9; what the search found by default.",
+        help="A selection.json, zoo:MODEL/BENCHMARK, hf:USER/NAME, all, or layers such as 0,3,5-9; what the search "
+        "found by default.",
     )
     parser.add_argument(
         "--finetune.warm_start",

@@ -33,7 +33,7 @@ from flexora.finetune.prefix import PrefixCache, require_one_device
 from flexora.finetune.sharding import require_shardable, shard
 from flexora.finetune.warm_start import fill, read_start, require_lora
 from flexora.scoring.likelihood import answer_loss
-from flexora.search.selection import resolve_selection
+from flexora.search.named import resolve_selection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +53,8 @@ class FinetuneModule(L.LightningModule):
         backbone: The base model.
         adapter: A configuration of PEFT: LoRA as in the search, or any method that adapts linear modules by name.
             AdaLoRA's ``total_step`` is replaced by the trainer's steps.
-        selection: A ``selection.json``, ``hf:USER/NAME``, ``all``, or layers such as ``0,3,5-9``.
+        selection: A ``selection.json``, ``zoo:MODEL/BENCHMARK``, ``hf:USER/NAME``, ``all``, or layers such as
+            ``0,3,5-9``.
         learning_rate: Peak learning rate.
         weight_decay: Decoupled weight decay.
         warmup_ratio: Share of the steps over which the learning rate rises.

@@ -11,7 +11,8 @@ from flexora.backbone.gguf import PACKAGED_PREFIX
 from flexora.publish.base import Base
 from flexora.publish.rows import public_source
 from flexora.scoring.results import Results
-from flexora.search.selection import Selection, names_file
+from flexora.search.named import names_file
+from flexora.search.selection import Selection
 from flexora.zoo.references import is_reference
 
 

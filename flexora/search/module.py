@@ -23,12 +23,13 @@ from flexora.search.estimators import Estimator, Unrolled, cosine
 from flexora.search.gates import Gates, gates_of
 from flexora.search.history import HistoryRow
 from flexora.search.inner import AdamW, ClipByNorm, InnerOptimizer
+from flexora.search.named import resolve_selection
 from flexora.search.problem import BilevelProblem
 from flexora.search.processes import Processes
 from flexora.search.result import make_selection
 from flexora.search.rules import Positive, SelectionRule
 from flexora.search.schedule import ScheduleName, schedule
-from flexora.search.selection import Selection, resolve_selection
+from flexora.search.selection import Selection
 from flexora.search.units import Units
 
 

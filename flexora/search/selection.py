@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from flexora.backbone.families import family_of
 from flexora.errors import FlexoraError
 from flexora.files import write_atomically
 from flexora.search.units import Unit, Units, flatten
-from flexora.zoo.references import selection_file
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -195,62 +192,3 @@ class Selection(_Part):
                 f"is {architecture} with {num_layers}; search on this backbone or change backbone.model"
             )
         return self
-
-
-def parse_layers(text: str, num_layers: int) -> list[int]:
-    """Parse ``all`` or a list such as ``0,3,5-9`` into sorted 0-based layer indices.
-
-    Raises:
-        FlexoraError: If the text has another form, a range runs backwards, or a layer does not exist.
-    """
-    if text.strip() == "all":
-        return list(range(num_layers))
-    layers: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-        if match is None:
-            raise FlexoraError(f"selection {text!r}: expected a selection.json, 'all', or layers such as 0,3,5-9")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise FlexoraError(f"selection {text!r}: the range {part.strip()} runs backwards; write {last}-{first}")
-        if last >= num_layers:
-            raise FlexoraError(
-                f"selection {text!r}: layer {last} is out of range; the model has layers 0 to {num_layers - 1}"
-            )
-        layers.update(range(first, last + 1))
-    return sorted(layers)
-
-
-def names_file(text: str) -> bool:
-    """Whether what the user typed after ``--selection`` is a file, not layers."""
-    return text.endswith(".json") or Path(text).expanduser().is_file()
-
-
-def resolve_selection(text: str, architecture: str, num_layers: int, projections: list[str]) -> Selection:
-    """Turn what the user typed after ``--selection`` into a :class:`Selection` for this model.
-
-    Args:
-        text: Path of a ``selection.json``, a reference such as ``hf:USER/NAME``, ``all``, or a list such as
-            ``0,3,5-9``.
-        architecture: Class name of the base model.
-        num_layers: Its number of decoder layers.
-        projections: The projections to adapt in each layer when the text is a list; a file brings its own.
-
-    Raises:
-        FlexoraError: If the text cannot be read or does not fit the model.
-    """
-    elsewhere = selection_file(text)
-    if elsewhere is not None or names_file(text):
-        selection = Selection.read(elsewhere or text).require(architecture, num_layers, text)
-        for names in selection.targets.values():
-            try:
-                family_of(architecture).expand(names)
-            except FlexoraError as error:
-                raise FlexoraError(f"{text}: {error}") from error
-        return selection
-    layers = parse_layers(text, num_layers)
-    return Selection(
-        base=SelectionBase(architecture=architecture, num_layers=num_layers),
-        layers=layers,
-        targets=dict.fromkeys(layers, projections),
-    )

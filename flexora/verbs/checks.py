@@ -22,7 +22,7 @@ from flexora.finetune.warm_start import require_same_meaning, require_start
 from flexora.scoring.module import ScoreModule
 from flexora.scoring.referee import require_referee
 from flexora.search.module import SearchModule
-from flexora.search.selection import resolve_selection
+from flexora.search.named import resolve_selection
 from flexora.verbs.arms import PHASE_OF_ARM, adapter_of
 from flexora.verbs.phase import lightning_cli
 from flexora.verbs.settings import Recipe

@@ -18,7 +18,8 @@ from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
 from flexora.finetune.warm_start import require_start
 from flexora.report.html import write_report
-from flexora.search.selection import Selection, resolve_selection
+from flexora.search.named import resolve_selection
+from flexora.search.selection import Selection
 from flexora.verbs.phase import lightning_cli, plain_errors
 from flexora.verbs.settings import Recipe
 

@@ -12,7 +12,7 @@ from flexora.backbone.limits import Phase, require_precision, require_strategy
 from flexora.errors import FlexoraError
 from flexora.recipe import RecipeParser, recipe_parser
 from flexora.runfolder import RunFolder
-from flexora.search.selection import names_file
+from flexora.search.named import names_file
 from flexora.verbs.arms import fingerprints
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from flexora.errors import FlexoraError
-from flexora.zoo.entries import entry_names, find_entry, zoo_root
+from flexora.zoo.entries import PREFIX, entry_names, find_entry, zoo_root
 from flexora.zoo.listing import MARKS, adapters, models, selections, strip
 from flexora.zoo.models import model_facts
-from flexora.zoo.selections import PREFIX, layer_list
+from flexora.zoo.selections import layer_list
 
 KINDS = ("models", "selections", "adapters")
 

@@ -10,8 +10,7 @@ from pydantic import Field, PositiveInt, field_validator
 
 from flexora.errors import FlexoraError
 from flexora.scoring.results import Estimate, Metric
-from flexora.zoo.entries import Entry, find_entry, read_entry, zoo_root
-from flexora.zoo.selections import PREFIX
+from flexora.zoo.entries import PREFIX, Entry, find_entry, read_entry, zoo_root
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import flexora
 from flexora.errors import FlexoraError
 
+#: What a reference to the zoo begins with.
+PREFIX = "zoo:"
+
 
 class Entry(BaseModel):
     """Shared settings: what is not known is a mistake of writing, and refused."""

@@ -8,10 +8,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from flexora.errors import FlexoraError
 from flexora.search.selection import Selection, SelectionBase
-from flexora.zoo.entries import Entry, find_entry, plain, read_entry, zoo_root
+from flexora.zoo.entries import PREFIX, Entry, find_entry, plain, read_entry, zoo_root
 from flexora.zoo.models import model_facts
-
-PREFIX = "zoo:"
 
 #: The list that is meant where a name says none.
 DEFAULT = "selected"

@@ -39,8 +39,8 @@ from flexora.scoring.likelihood import answer_loss
 from flexora.search.estimators import Estimator, FirstOrder, Unrolled
 from flexora.search.gates import Gates
 from flexora.search.inner import AdamW, ClipByNorm
+from flexora.search.named import resolve_selection
 from flexora.search.problem import BilevelProblem
-from flexora.search.selection import resolve_selection
 from flexora.search.units import Units
 from tests.search.bilevel import Toy, gate_sites, oracle
 from tests.tiny import tiny_model

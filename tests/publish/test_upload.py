@@ -11,7 +11,7 @@ from flexora.cli import main
 from flexora.publish.bundle import files_of
 from flexora.search.selection import Selection
 from flexora.zoo.hub import _download
-from flexora.zoo.references import selection_file
+from flexora.zoo.references import referenced_selection
 from tests.publish.conftest import BASE
 from tests.publish.fake_hub import FakeHub, Repository
 
@@ -82,7 +82,7 @@ def test_others_fine_tune_the_layers_and_score_the_adapter(
     # What was read once is there without a network, too.
     _download.cache_clear()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    assert selection_file(f"hf:{REPO}") is not None
+    assert referenced_selection(f"hf:{REPO}") is not None
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from flexora.data.encoding import EncodedQuestion
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.gates import Gates, gates_of
 from flexora.search.inner import ClipByNorm, InnerOptimizer
+from flexora.search.named import resolve_selection
 from flexora.search.problem import BilevelProblem
 from flexora.search.schedule import Schedule, constant
-from flexora.search.selection import resolve_selection
 from flexora.search.units import Units
 from tests.tiny import tiny_model
 

@@ -12,7 +12,7 @@ from flexora.errors import FlexoraError
 from flexora.scoring.likelihood import token_log_likelihoods
 from flexora.search.gates import Gates, gates_of
 from flexora.search.inner import SGD
-from flexora.search.selection import resolve_selection
+from flexora.search.named import resolve_selection
 from flexora.search.units import Units
 from tests.search.bilevel import LAYERS, mean_loss, random_batch, set_tensor_gates, toy, warm_up
 from tests.tiny import tiny_model

@@ -12,8 +12,8 @@ from flexora.scoring.likelihood import answer_loss
 from flexora.search.estimators import SEED_STRIDE, Unrolled
 from flexora.search.gates import Gates
 from flexora.search.inner import SGD, AdamW, ClipByNorm
+from flexora.search.named import resolve_selection
 from flexora.search.problem import BilevelProblem
-from flexora.search.selection import resolve_selection
 from flexora.search.units import Units
 from tests.search.bilevel import LAYERS, outer_batch, random_batch, toy
 from tests.tiny import FAMILIES, tiny_model
