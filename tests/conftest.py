@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from flexora.cli import main
 from tests.tiny import FAMILIES, recipe_text, save_benchmark, save_model
@@ -48,3 +51,23 @@ def phases_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return main(command[3:])
 
     monkeypatch.setattr("flexora.verbs.run._call", call)
+
+
+@pytest.fixture
+def float64_throughout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers takes norms, eager softmax and the loss in float32, which hides differences below 1e-7."""
+    cast_float, cast_to, softmax = torch.Tensor.float, torch.Tensor.to, torch.nn.functional.softmax
+
+    def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        down = self.dtype == torch.float64 and torch.float32 in args
+        return self if down else cast_to(self, *args, **kwargs)
+
+    def to_float(self: Tensor) -> Tensor:
+        return self if self.dtype == torch.float64 else cast_float(self)
+
+    def wide_softmax(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+        return softmax(scores, dim=dim, dtype=None if scores.dtype == torch.float64 else dtype)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "float", to_float)
+    monkeypatch.setattr(torch.nn.functional, "softmax", wide_softmax)

@@ -10,6 +10,14 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+    Glm4Config,
+    Glm4ForCausalLM,
     GlmConfig,
     GlmForCausalLM,
     LlamaConfig,
@@ -18,18 +26,55 @@ from transformers import (
     MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
-FAMILIES = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-    "glm": (GlmConfig, GlmForCausalLM),
+#: Configuration, class, and what makes the tiny model one of its kind: windows shorter than any prompt, layers with and
+#: without, a window that is not used, and caps that bite.
+FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "mistral": (MistralConfig, MistralForCausalLM, {}),
+    "glm": (GlmConfig, GlmForCausalLM, {}),
+    "glm4": (Glm4Config, Glm4ForCausalLM, {}),
+    "qwen2": (
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
+    ),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"use_sliding_window": False, "sliding_window": 6}),
+    "gemma": (GemmaConfig, GemmaForCausalLM, {}),
+    "gemma2": (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        {
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 8,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 4.0,
+        },
+    ),
+    "gemma3": (
+        Gemma3TextConfig,
+        Gemma3ForCausalLM,
+        {
+            "sliding_window": 6,
+            "sliding_window_pattern": 2,
+            "query_pre_attn_scalar": 8,
+            "final_logit_softcapping": 4.0,
+        },
+    ),
 }
+
+#: The families of the paper, for slow tests of what no other family changes: layers, loops, files.
+PAPER = ("llama", "mistral", "glm")
 
 
 def tiny_model(family: str, layers: int = 4, **overrides: Any) -> PreTrainedModel:
     """A random model of a family, the same at each call."""
-    config_class, model_class = FAMILIES[family]
+    config_class, model_class, special = FAMILIES[family]
     settings = {
         "vocab_size": 258,
         "hidden_size": 32,
@@ -42,10 +87,12 @@ def tiny_model(family: str, layers: int = 4, **overrides: Any) -> PreTrainedMode
         "bos_token_id": 256,
         "eos_token_id": 257,
         "pad_token_id": 257,
+        **special,
         **overrides,
     }
     torch.manual_seed(0)
-    return model_class(config_class(**settings))
+    model: PreTrainedModel = model_class(config_class(**settings))
+    return model
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,4 +1,8 @@
-"""Family registry: per architecture, where the decoder layers are and which projections can be adapted."""
+"""Family registry: per architecture, where the decoder layers are and which projections can be adapted.
+
+Many names share a class: Yi, Vicuna and SmolLM are Llama's, Zephyr is Mistral's, Qwen 2.5 is Qwen 2's. What else sets
+families apart (windows, soft-capping, tied weights) is read from a model's own configuration, wherever it matters.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +58,8 @@ class Family:
 
 
 _ATTENTION = tuple(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
+_SPLIT = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_FUSED = ("mlp.gate_up_proj", "mlp.down_proj")
 _REGISTRY: dict[str, Family] = {}
 
 
@@ -70,9 +76,14 @@ def register(family: Family) -> Family:
     return family
 
 
-for _name, _architecture in (("llama", "LlamaForCausalLM"), ("mistral", "MistralForCausalLM")):
-    register(Family(_name, (_architecture,), (*_ATTENTION, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")))
-register(Family("glm", ("GlmForCausalLM",), (*_ATTENTION, "mlp.gate_up_proj", "mlp.down_proj")))
+for _name, _architectures, _mlp in (
+    ("llama", ("LlamaForCausalLM",), _SPLIT),
+    ("mistral", ("MistralForCausalLM",), _SPLIT),
+    ("glm", ("GlmForCausalLM", "Glm4ForCausalLM"), _FUSED),
+    ("qwen", ("Qwen2ForCausalLM", "Qwen3ForCausalLM"), _SPLIT),
+    ("gemma", ("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM"), _SPLIT),
+):
+    register(Family(_name, _architectures, (*_ATTENTION, *_mlp)))
 
 
 def family_of(architecture: str) -> Family:

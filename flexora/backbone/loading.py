@@ -35,7 +35,8 @@ class Backbone:
         dtype: Precision of the frozen weights, or of computing with them where they are quantised. The adapter and
             alpha are float32 (float64 beside float64 weights).
         quantization: ``nf4`` holds the frozen weights of the decoder in 4 bits (QLoRA; needs ``flexora[4bit]``).
-        attention: Attention implementation of transformers.
+        attention: Attention implementation of transformers. By default ``sdpa``, torch's kernels; ``eager`` where the
+            model soft-caps its scores (Gemma 2), which they cannot.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         trust_remote_code: Run the code that the model's repository holds for its tokenizer. Needs a local folder, or
             a ``revision`` that is a full commit hash: the code that was read is then the code that runs. The code of
@@ -46,7 +47,7 @@ class Backbone:
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     quantization: Literal["nf4"] | None = None
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["sdpa", "eager"] | None = None
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
 
@@ -85,8 +86,27 @@ class Backbone:
         return self.model
 
     def load_config(self) -> PretrainedConfig:
-        """Read the model's configuration alone (no weights)."""
-        return self._from_pretrained(AutoConfig)
+        """Read the model's configuration alone (no weights).
+
+        Raises:
+            FlexoraError: If the files cannot be found or read, or ``attention`` is not for this model.
+        """
+        config: PretrainedConfig = self._from_pretrained(AutoConfig)
+        self.attention_of(config)
+        return config
+
+    def attention_of(self, config: PretrainedConfig) -> Literal["sdpa", "eager"]:
+        """The attention implementation to load a model with.
+
+        Raises:
+            FlexoraError: If it was chosen and cannot compute what the model does.
+        """
+        capped = getattr(config, "attn_logit_softcapping", None) is not None
+        if capped and self.attention == "sdpa":
+            raise FlexoraError(
+                f"backbone.attention: sdpa cannot soft-cap attention scores as {self.model} does; set it to eager"
+            )
+        return self.attention or ("eager" if capped else "sdpa")
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer.
@@ -111,10 +131,14 @@ class Backbone:
         Raises:
             FlexoraError: If the files cannot be found or read, or the architecture has no family.
         """
-        describe(self.load_config())  # an unsupported architecture is refused before its weights are read
+        config = self.load_config()
+        describe(config)  # an unsupported architecture is refused before its weights are read
         quantized = {} if self.quantization is None else {"quantization_config": self.quantization_config()}
         model: PreTrainedModel = self._from_pretrained(
-            AutoModelForCausalLM, dtype=getattr(torch, self.dtype), attn_implementation=self.attention, **quantized
+            AutoModelForCausalLM,
+            dtype=getattr(torch, self.dtype),
+            attn_implementation=self.attention_of(config),
+            **quantized,
         )
         return self.prepared(model)
 
@@ -174,8 +198,18 @@ def describe(config: PretrainedConfig) -> Architecture:
     """Read architecture and layer count from a model's configuration.
 
     Raises:
-        FlexoraError: If the configuration names no supported architecture.
+        FlexoraError: If the configuration names no supported architecture, or a model that sees what comes after.
     """
     name = (config.architectures or ["of an unnamed kind"])[0]
+    if getattr(config, "vision_config", None) is not None:
+        raise FlexoraError(
+            f"backbone.model: architecture {name} is not supported: it reads pictures too; name a checkpoint of text "
+            "alone (of Gemma 3 those of 270m and 1b)"
+        )
     family = family_of(name)  # first: what is not supported may have no layers to count
+    if getattr(config, "use_bidirectional_attention", False):
+        raise FlexoraError(
+            "backbone.model: use_bidirectional_attention lets each token see those after it, so that none is "
+            "predicted; name a causal model"
+        )
     return Architecture(name=name, num_layers=config.num_hidden_layers, family=family)

@@ -34,7 +34,7 @@ class Sketch(Backbone):
         describe(config)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
-                config, dtype=getattr(torch, self.dtype), attn_implementation=self.attention
+                config, dtype=getattr(torch, self.dtype), attn_implementation=self.attention_of(config)
             )
         if self.quantization is not None:
             _quantize(model, self.quantization_config())

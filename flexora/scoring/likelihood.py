@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -42,7 +43,7 @@ def token_log_likelihoods(model: PreTrainedModel | PeftModel, batch: Batch) -> T
     hidden = base.get_decoder()(input_ids=ids, use_cache=False, **layout).last_hidden_state
     logits = base.get_output_embeddings()(hidden.flatten(0, 1)[batch["source"]])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bf16 log-softmax would round the loss
-    return -F.cross_entropy(logits, batch["target"], reduction="none")
+    return -F.cross_entropy(_capped(base.config, logits), batch["target"], reduction="none")
 
 
 def choice_log_likelihoods(model: PreTrainedModel | PeftModel, batch: Batch) -> Tensor:
@@ -65,8 +66,33 @@ def answer_loss(model: PreTrainedModel | PeftModel, batch: Batch) -> Tensor:
     return F.cross_entropy(padded, batch["answers"], reduction="sum")
 
 
-def _attention_mask(base: Any, batch: Batch) -> Tensor:
-    mask = branch_mask(batch, window=getattr(base.config, "sliding_window", None))
+def _capped(config: Any, logits: Tensor) -> Tensor:
+    """The logits soft-capped, as the forward of Gemma 2 does it."""
+    cap = _setting(config, "final_logit_softcapping")
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _attention_mask(base: Any, batch: Batch) -> Tensor | dict[str, Tensor]:
+    """Who sees whom: one mask for all layers, or one for each kind of layer where the model has several."""
+    window, kinds = _setting(base.config, "sliding_window"), _setting(base.config, "layer_types")
+    if kinds is None:
+        return _for_attention(base, branch_mask(batch, window))
+    windows = {"full_attention": None, "sliding_attention": window}
+    return {kind: _for_attention(base, branch_mask(batch, windows[kind])) for kind in dict.fromkeys(kinds)}
+
+
+def _setting(config: Any, name: str) -> Any:
+    """A setting that the model follows, or nothing: files may hold those of other architectures, which do nothing."""
+    return getattr(config, name) if name in _known(config.__class__) else None
+
+
+@cache
+def _known(config_class: Any) -> frozenset[str]:
+    return frozenset(config_class().to_dict())
+
+
+def _for_attention(base: Any, mask: Tensor) -> Tensor:
+    """A mask as the attention implementation takes it."""
     if base.config._attn_implementation == "sdpa":
         return mask
     dtype = base.get_input_embeddings().weight.dtype  # eager attention adds its mask to the scores

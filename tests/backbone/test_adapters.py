@@ -14,7 +14,7 @@ from flexora.backbone.adapters import adapter_size, attach, trainable_parameters
 from flexora.backbone.families import Family, family_of
 from flexora.errors import FlexoraError
 from flexora.search.selection import Selection, SelectionBase
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import FAMILIES, PAPER, tiny_model
 
 RANK = 3
 
@@ -144,7 +144,7 @@ def test_what_would_adapt_other_modules_is_refused(settings: dict[str, Any], exp
     ],
     ids=lambda value: str(value).replace(" ", "") if isinstance(value, list) else None,
 )
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PAPER)
 def test_plain_peft_loads_a_saved_adapter_to_the_bit(
     name: str, layers: int, chosen: list[int], projections: str | None, tmp_path: Path
 ) -> None:

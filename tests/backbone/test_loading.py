@@ -6,11 +6,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
-from transformers import CLIPConfig, GPT2Config, LlamaConfig, PretrainedConfig
+from transformers import CLIPConfig, Gemma3Config, GPT2Config, LlamaConfig, PretrainedConfig
 
+from flexora.backbone.families import family_of
 from flexora.backbone.loading import Backbone, describe
 from flexora.errors import FlexoraError
 from tests.tiny import FAMILIES, byte_tokenizer, tiny_model
@@ -32,21 +34,28 @@ def folder(tiny_models: dict[str, Path], tmp_path: Path) -> Path:
     return shutil.copytree(tiny_models["llama"], tmp_path / "model")
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", [None, "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_local_folder(family: str, attention: str, tiny_models: dict[str, Path]) -> None:
-    backbone = Backbone(str(tiny_models[family]), attention=attention)  # type: ignore[arg-type]
+def test_a_local_folder(family: str, attention: Literal["eager"] | None, tiny_models: dict[str, Path]) -> None:
+    backbone = Backbone(str(tiny_models[family]), attention=attention)
     model = backbone.load_model()
     expected = tiny_model(family)
     assert type(model) is type(expected)
     assert all(torch.equal(left, right) for left, right in zip(model.parameters(), expected.parameters(), strict=True))
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert model.config._attn_implementation == attention
+    assert model.config._attn_implementation == ("eager" if family == "gemma2" else attention or "sdpa")
     assert not model.config.use_cache
     text = "Which is oak?\nAnswer: oak"
     assert backbone.load_tokenizer()(text)["input_ids"] == byte_tokenizer()(text)["input_ids"]
     described = describe(backbone.load_config())
-    assert (described.name, described.num_layers, described.family.name) == (type(expected).__name__, 4, family)
+    assert (described.name, described.num_layers) == (type(expected).__name__, 4)
+    assert described.family == family_of(type(expected).__name__)
+
+
+def test_attention_that_would_lose_the_soft_capping(tiny_models: dict[str, Path]) -> None:
+    backbone = Backbone(str(tiny_models["gemma2"]), attention="sdpa")
+    with pytest.raises(FlexoraError, match=r"^backbone\.attention: sdpa cannot soft-cap .* set it to eager$"):
+        backbone.load_config()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
@@ -87,14 +96,23 @@ def test_a_packaged_model_that_is_unknown_or_not_fetched(tmp_path: Path, monkeyp
         (LlamaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2), "LlamaForSequenceClassification"),
         (CLIPConfig(), "CLIPModel"),  # it has no num_hidden_layers of its own
         (LlamaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2), None),
+        (Gemma3Config(), "Gemma3ForConditionalGeneration"),
     ],
-    ids=["gpt2", "classifier", "clip", "unnamed"],
+    ids=["gpt2", "classifier", "clip", "unnamed", "gemma3 with pictures"],
 )
 def test_an_unsupported_architecture(config: PretrainedConfig, architecture: str | None, tmp_path: Path) -> None:
     config.architectures = None if architecture is None else [architecture]
     config.save_pretrained(tmp_path)
     message = refusal(Backbone(str(tmp_path)).load_model)  # no weights are there: it is refused before
     assert f"architecture {architecture or 'of an unnamed kind'} is not supported" in message
+    assert ("it reads pictures too" in message) == hasattr(config, "vision_config")
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3"])
+def test_a_model_that_sees_what_comes_after(family: str, tmp_path: Path) -> None:
+    config_class, model_class, _ = FAMILIES[family]
+    config_class(use_bidirectional_attention=True, architectures=[model_class.__name__]).save_pretrained(tmp_path)
+    assert "use_bidirectional_attention lets each token see" in refusal(Backbone(str(tmp_path)).load_model)
 
 
 def truncated(file: Path) -> None:

@@ -31,9 +31,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Backbone]:
     """Saved models in which activations outweigh weights, as in a real one."""
     root = tmp_path_factory.mktemp("estimate")
     sizes = {"hidden_size": 64, "intermediate_size": 160, "head_dim": 16, "vocab_size": 1000}
-    for family in ("llama", "glm"):
+    families = ("llama", "glm", "gemma2", "gemma3")
+    for family in families:
         tiny_model(family, layers=6, **sizes).save_pretrained(root / family)
-    return {family: Backbone(str(root / family)) for family in ("llama", "glm")}
+    return {family: Backbone(str(root / family)) for family in families}
 
 
 def batch(lengths: tuple[int, ...] = (60, 60, 60, 40), *, choices: int = 1) -> Batch:
@@ -64,6 +65,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], str, Batch]] = {
     "half base": ("llama", {"dtype": "bfloat16", "gradient_checkpointing": True}, "bf16-mixed", batch()),
     "eager": ("llama", {"attention": "eager"}, "32-true", batch()),
     "glm": ("glm", {}, "32-true", batch()),
+    "soft-capped": ("gemma2", {}, "32-true", batch()),
+    "windows": ("gemma3", {}, "32-true", batch()),
 }
 
 
@@ -125,11 +128,14 @@ def test_search(estimator: Any, settings: dict[str, Any], models: dict[str, Back
     )  # and small things
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_evaluation(precision: str, models: dict[str, Backbone]) -> None:
+@pytest.mark.parametrize(
+    ("family", "precision"),
+    [("llama", "32-true"), ("llama", "bf16-mixed"), ("gemma2", "32-true"), ("gemma3", "32-true")],
+)
+def test_evaluation(family: str, precision: str, models: dict[str, Backbone]) -> None:
     rows = batch(choices=3)
-    estimated = rehearse_evaluation(FinetuneModule(sketched(models["llama"]), ADAPTER), rows, precision)
-    module = FinetuneModule(models["llama"], ADAPTER)
+    estimated = rehearse_evaluation(FinetuneModule(sketched(models[family]), ADAPTER), rows, precision)
+    module = FinetuneModule(models[family], ADAPTER)
     module.configure_model()
     module.peft_model.eval()
 

@@ -51,13 +51,15 @@ def test_layers_below_the_lowest_chosen_one_have_no_backward_pass(
     assert calls == {0: 1, 1: 1, 2: again, 3: again}
 
 
-@pytest.mark.parametrize("selection", ["0-3", "2", "1,3"])
+@pytest.mark.parametrize(
+    ("family", "selection"), [("llama", "0-3"), *((family, "2") for family in FAMILIES), ("llama", "1,3")]
+)
 def test_what_is_kept_changes_nothing(
-    tiny_models: dict[str, Path], benchmark_folder: Path, selection: str, tmp_path: Path
+    tiny_models: dict[str, Path], benchmark_folder: Path, family: str, selection: str, tmp_path: Path
 ) -> None:
     adapters, losses = [], []
     for room in (0.0, 1.0):
-        module = finetune(tiny_models["llama"], selection, prefix_cache=room, learning_rate=1e-2)
+        module = finetune(tiny_models[family], selection, prefix_cache=room, learning_rate=1e-2)
         module.configure_model()
         calls = calls_of(module)
         data = ArcEasy(module.backbone, str(benchmark_folder), batch_size=8, validation_rows=8, max_length=64)

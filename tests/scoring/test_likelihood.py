@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexora.data.batch import Batch, collate, terms
@@ -16,35 +15,26 @@ from flexora.data.question import Pairs
 from flexora.scoring.likelihood import answer_loss, choice_log_likelihoods, token_log_likelihoods
 from tests.tiny import FAMILIES, byte_tokenizer, tiny_model
 
+pytestmark = pytest.mark.usefixtures("float64_throughout")
+
 CLOSE = {"rtol": 0.0, "atol": 1e-10}
-#: Family and overrides; a window of 6 is shorter than every prompt below.
-MODELS = [*((family, {}) for family in FAMILIES), ("mistral", {"sliding_window": 6})]
+#: Family, overrides and attention; a window of 6 is shorter than every prompt below, and Llama's class has none.
+MODELS = [
+    pytest.param(family, overrides, attention, id=f"{name}-{attention}")
+    for name, family, overrides in (
+        *((family, family, {}) for family in FAMILIES),
+        ("window", "mistral", {"sliding_window": 6}),
+        ("stray window", "llama", {"sliding_window": 6, "final_logit_softcapping": 4.0}),
+    )
+    for attention in ("sdpa", "eager")
+    if (family, attention) != ("gemma2", "sdpa")
+]
 
 
-@pytest.fixture(autouse=True)
-def _float64_throughout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transformers takes norms, eager softmax and the loss in float32, which hides differences below 1e-7."""
-    cast_float, cast_to, softmax = torch.Tensor.float, torch.Tensor.to, torch.nn.functional.softmax
-
-    def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        down = self.dtype == torch.float64 and torch.float32 in args
-        return self if down else cast_to(self, *args, **kwargs)
-
-    def to_float(self: Tensor) -> Tensor:
-        return self if self.dtype == torch.float64 else cast_float(self)
-
-    def wide_softmax(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-        return softmax(scores, dim=dim, dtype=None if scores.dtype == torch.float64 else dtype)
-
-    monkeypatch.setattr(torch.Tensor, "to", to)
-    monkeypatch.setattr(torch.Tensor, "float", to_float)
-    monkeypatch.setattr(torch.nn.functional, "softmax", wide_softmax)
-
-
-def model_of(family: str, attention: str = "sdpa", **overrides: Any) -> PreTrainedModel:
+def model_of(family: str, attention: str | None = None, **overrides: Any) -> PreTrainedModel:
     """Large random weights: what a token sees moves its logits by whole units."""
     model = tiny_model(family, layers=3, initializer_range=0.4, attn_implementation=attention, **overrides)
-    assert model.config._attn_implementation == attention
+    assert attention in (None, model.config._attn_implementation)
     return model.double().eval()
 
 
@@ -80,8 +70,7 @@ def one_at_a_time(model: PreTrainedModel, questions: list[EncodedQuestion]) -> l
     return found
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(("family", "overrides"), MODELS, ids=[*FAMILIES, "window"])
+@pytest.mark.parametrize(("family", "overrides", "attention"), MODELS)
 def test_packed_choices_equal_one_sequence_at_a_time(family: str, overrides: dict[str, int], attention: str) -> None:
     model = model_of(family, attention, **overrides)
     batches = [[question] for question in QUESTIONS.values()] + [list(QUESTIONS.values())]
@@ -129,8 +118,7 @@ def test_random_questions() -> None:
         torch.testing.assert_close(found, torch.tensor(one_at_a_time(model, encoded), dtype=torch.float64), **CLOSE)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(("family", "overrides"), MODELS, ids=[*FAMILIES, "window"])
+@pytest.mark.parametrize(("family", "overrides", "attention"), MODELS)
 def test_answer_loss_equals_the_loss_of_transformers(family: str, overrides: dict[str, int], attention: str) -> None:
     model = model_of(family, attention, **overrides)
     encoded, batch = batch_of(list(QUESTIONS.values()), all_choices=False)
@@ -168,6 +156,25 @@ def test_the_head_runs_on_supervised_positions_alone(family: str, all_choices: b
     token_log_likelihoods(model, batch)
     handle.remove()
     assert shapes == [(supervised, model.config.hidden_size)]
+
+
+@pytest.mark.parametrize(
+    ("family", "setting", "value"),
+    [
+        ("gemma2", "final_logit_softcapping", None),
+        ("gemma2", "attn_logit_softcapping", None),
+        ("gemma3", "final_logit_softcapping", None),
+        ("gemma2", "sliding_window", 64),
+        ("gemma3", "sliding_window", 64),
+        ("qwen2", "sliding_window", 64),
+    ],
+)
+def test_caps_and_windows_move_the_log_likelihoods(family: str, setting: str, value: int | None) -> None:
+    """The comparisons above have teeth: without the setting the numbers are others."""
+    _, batch = batch_of(list(QUESTIONS.values()), all_choices=True)
+    with torch.no_grad():
+        kept, lost = (choice_log_likelihoods(model_of(family, **changed), batch) for changed in ({}, {setting: value}))
+    assert (kept - lost).abs().max() > 1e-2
 
 
 def test_half_precision_models_give_float32_log_likelihoods() -> None:

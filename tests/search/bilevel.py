@@ -73,8 +73,10 @@ def in_float64(model: PreTrainedModel) -> PreTrainedModel:
     """Compute in float64 throughout: transformers rounds its norms to float32 whatever the weights are."""
     for module in model.double().modules():
         if type(module).__name__.endswith("RMSNorm"):
-            norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=torch.float64)
-            norm.load_state_dict(module.state_dict())
+            around_zero = hasattr(module, "eps")  # Gemma's weights are added to 1
+            eps = module.eps if around_zero else module.variance_epsilon
+            norm = torch.nn.RMSNorm(module.weight.shape, eps=eps, dtype=torch.float64)
+            norm.weight = torch.nn.Parameter(module.weight.detach() + around_zero)
             module.forward = norm.forward
     return model
 

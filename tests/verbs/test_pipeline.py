@@ -23,15 +23,17 @@ from flexora.search.selection import Selection
 from flexora.search.stability import random_jaccard
 from flexora.verbs.settings import Recipe
 from tests.commands import start_command
-from tests.tiny import FAMILIES
+from tests.tiny import FAMILIES, PAPER, write_jsonl
 
 #: LoRA parameters per layer at r 2 on q_proj (32 -> 32) and v_proj (32 -> 16) of the tiny models.
 PER_LAYER = 2 * (32 + 32) + 2 * (32 + 16)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_search_finetune_evaluate(family: str, recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_every_verb(family: str, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, out = str(recipe(family)), tmp_path / "out"
+    if family not in PAPER:  # the report's pictures take a third of the time
+        monkeypatch.setattr("flexora.report.html.draw", lambda *_: {})
 
     # What the fine-tune asks of the shared trainer does not disturb the search.
     shared = ["--trainer.gradient_clip_val=1", "--trainer.accumulate_grad_batches=2"]
@@ -56,9 +58,20 @@ def test_search_finetune_evaluate(family: str, recipe: Callable[..., Path], tmp_
     results = Results.read(out / "evaluate" / "results.json")
     assert [arm.name for arm in results.arms] == ["base", "flexora"]
     assert results.rows == results.split_rows == 13
+    assert results.arms[1].loss != pytest.approx(results.arms[0].loss, abs=1e-3)
     assert results.arms[1].trainable_parameters == len(selection.layers) * PER_LAYER
     assert results.arms[1].adapted_layers == len(selection.layers)
     assert (out / "report" / "report.html").is_file()
+
+    assert main(["merge", "--config", config]) == 0
+    new = write_jsonl(tmp_path / "new.jsonl", [{"prompt": "Which is oak?", "choices": ["oak", "elm", "ash"]}])
+    merged = ["--adapter=base", f"--backbone.model={out / 'merge' / 'model'}"]
+    scores = []
+    for flags in ([], merged):
+        output = tmp_path / f"{len(scores)}.jsonl"
+        assert main(["predict", "--config", config, f"--rows={new}", f"--output={output}", *flags]) == 0
+        scores.append(json.loads(output.read_text())["log_likelihoods"])
+    assert scores[1] == pytest.approx(scores[0], abs=1e-4)
 
 
 def test_single_projections_are_chosen_and_adapted(recipe: Callable[..., Path], tmp_path: Path) -> None:
