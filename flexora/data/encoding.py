@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypedDict
 
 from flexora.data.question import Pairs
@@ -145,5 +146,11 @@ def _border(
     They do not where there is no context, or where a chat template has written the beginning of text already.
     """
     before = context if closed else context.rstrip()
-    begun = bool(tokenizer.bos_token) and before.startswith(str(tokenizer.bos_token))
+    begun = before.startswith(tuple(filter(None, (tokenizer.bos_token, _beginning(tokenizer)))))
     return before, context[len(before) :] + continuation, bool(before) and not begun
+
+
+@lru_cache(maxsize=1)
+def _beginning(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the tokenizer writes before a text by itself: ``<bos>``, ``[gMASK]<sop>``, or nothing."""
+    return "".join(tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"]))

@@ -14,22 +14,32 @@ from flexora.data.encoding import encode
 from flexora.data.question import Pairs
 from tests.tiny import byte_tokenizer
 
+#: What tokenizers write before a text: nothing (Qwen), their beginning of text (Llama, Gemma), or two tokens that the
+#: tokenizer does not call its beginning of text (GLM).
+BEGINNINGS = {"plain": (), "bos": ("<s>",), "two": ("[gMASK]", "<sop>")}
 
-def merging_tokenizer(*merges: str, begin: bool = False) -> PreTrainedTokenizerFast:
-    """Merges reach across spaces, and so across the border of context and continuation; ``begin`` adds ``<s>``."""
-    pieces = ["<s>", "</s>", *"abcĠ:", *(merge.replace(" ", "") for merge in merges)]
+
+def merging_tokenizer(*merges: str, begin: tuple[str, ...] = ("<s>",)) -> PreTrainedTokenizerFast:
+    """Merges reach across spaces, and so across the border of context and continuation; ``begin`` is put before."""
+    pieces = ["<s>", "</s>", "[gMASK]", "<sop>", *"abcĠ:", *(merge.replace(" ", "") for merge in merges)]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(merge.split()) for merge in merges]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     if begin:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+        specials = [(piece, vocabulary[piece]) for piece in begin]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{' '.join(begin)} $A", special_tokens=specials
+        )
+    tokenizer.add_special_tokens(["[gMASK]", "<sop>"])
+    bos = {"bos_token": "<s>"} if begin == ("<s>",) else {}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", **bos)
 
 
 def harness_pair(context: str, continuation: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """What lm-evaluation-harness 0.4 does: ``TemplateLM.loglikelihood`` and ``_encode_pair`` for causal models."""
     if context == "":
-        return [tokenizer.bos_token_id], tokenizer.encode(continuation, add_special_tokens=False)
+        prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        return [prefix], tokenizer.encode(continuation, add_special_tokens=False)
     n_spaces = len(context) - len(context.rstrip())
     if n_spaces > 0:
         continuation = context[-n_spaces:] + continuation
@@ -43,9 +53,9 @@ def pair_of(context: str, *continuations: str) -> Pairs:
     return Pairs(tuple((context, continuation) for continuation in continuations), answer=0)
 
 
-@pytest.mark.parametrize("begin", [False, True], ids=["plain", "bos"])
+@pytest.mark.parametrize("begin", BEGINNINGS.values(), ids=BEGINNINGS)
 @pytest.mark.parametrize("merges", [(), ("a b", "c Ġ"), ("Ġ a", "Ġa b", "b c", ": Ġ", "c c")], ids=len)
-def test_borders_equal_the_harness(merges: tuple[str, ...], begin: bool) -> None:
+def test_borders_equal_the_harness(merges: tuple[str, ...], begin: tuple[str, ...]) -> None:
     tokenizer = merging_tokenizer(*merges, begin=begin)
     rng = random.Random(0)
     compared = 0
@@ -65,6 +75,14 @@ def test_borders_equal_the_harness(merges: tuple[str, ...], begin: bool) -> None
         assert found == expected, question
         compared += 1
     assert compared > 200
+
+
+@pytest.mark.parametrize("begin", BEGINNINGS.values(), ids=BEGINNINGS)
+def test_a_beginning_that_a_chat_template_has_written_is_not_written_again(begin: tuple[str, ...]) -> None:
+    tokenizer = merging_tokenizer("a b", begin=begin)
+    bare, begun = (encode(pair_of(text, "c"), tokenizer, 64)["sequences"][0] for text in ("ab", f"{''.join(begin)}ab"))
+    assert begun == bare
+    assert tokenizer.convert_ids_to_tokens(bare) == [*begin, "ab", "c"]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +106,7 @@ def test_spaces_at_the_end_of_a_context_move_to_the_continuation() -> None:
 @pytest.mark.parametrize(("context", "answer"), [("a:  ", "bc"), ("ab", "ca"), ("ab ", " c")])
 def test_an_answer_to_be_written_follows_the_tokens_of_its_prompt_alone(context: str, answer: str) -> None:
     """Merges across the border are left out: a model that is to write the answer is given the prompt alone."""
-    tokenizer = merging_tokenizer("b c", "Ġ b", "Ġ Ġ", begin=True)
+    tokenizer = merging_tokenizer("b c", "Ġ b", "Ġ Ġ")
     encoded = encode(Pairs(((context, answer),), 0, closed=True), tokenizer, 64)
     (ids,), (start,) = encoded["sequences"], encoded["starts"]
     assert ids[:start] == tokenizer.encode(context)

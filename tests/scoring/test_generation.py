@@ -38,6 +38,13 @@ def test_generated_text_is_the_greedy_one(family: str) -> None:
     assert all(texts)
 
 
+def test_a_tokenizer_without_padding() -> None:
+    model, tokenizer = tiny_model("llama").eval(), byte_tokenizer()
+    padded = generate(model, tokenizer, PROMPTS, max_new_tokens=4)
+    tokenizer.pad_token = None
+    assert generate(model, tokenizer, PROMPTS, max_new_tokens=4) == padded
+
+
 def test_a_stop_ends_the_answer() -> None:
     model, tokenizer = tiny_model("llama").eval(), byte_tokenizer()
     (whole,) = generate(model, tokenizer, PROMPTS[1:2], max_new_tokens=8)
