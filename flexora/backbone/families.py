@@ -97,8 +97,3 @@ def family_of(architecture: str) -> Family:
     except KeyError:
         known = ", ".join(sorted(_REGISTRY))
         raise FlexoraError(f"backbone.model: architecture {architecture} is not supported; known are {known}") from None
-
-
-def supports(architecture: str) -> bool:
-    """Whether a family is registered for an architecture."""
-    return architecture in _REGISTRY

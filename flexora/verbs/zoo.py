@@ -1,4 +1,4 @@
-"""``flexora zoo``: ls [KIND], show NAME."""
+"""``flexora zoo``: ls [KIND], show NAME, record PLACE."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from flexora.errors import FlexoraError
+from flexora.zoo.adapters import record_of
 from flexora.zoo.entries import PREFIX, entry_names, find_entry, zoo_root
 from flexora.zoo.listing import MARKS, adapters, models, selections, strip
 from flexora.zoo.models import model_facts
@@ -19,7 +21,7 @@ KINDS = ("models", "selections", "adapters")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """List the zoo or show an entry.
+    """List the zoo, show an entry, or make one of an adapter.
 
     Raises:
         FlexoraError: If there is no entry of that name.
@@ -30,21 +32,32 @@ def main(arguments: Sequence[str]) -> int:
         description="Facts of base models, selections and adapters to reuse: --selection zoo:MODEL/BENCHMARK in a "
         "fine-tune, --adapter zoo:NAME in an evaluation.",
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ls|show")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ls|show|record")
     listed = actions.add_parser("ls", help="list models, selections and adapters, or one kind of them")
     listed.add_argument("kind", nargs="?", choices=KINDS)
     show = actions.add_parser("show", help="print an entry: a model, MODEL/BENCHMARK[/LIST], or an adapter")
     show.add_argument("name")
+    record = actions.add_parser("record", help="print the entry of an adapter that flexora publish wrote")
+    record.add_argument("folder", type=Path)
+    record.add_argument("--recipe", required=True, help="the recipe that made it")
+    record.add_argument("--location", help="hf:USER/NAME@REVISION; default: the folder's name, beside the entry")
     options = parser.parse_args(arguments)
     console = Console()
     marks = ("#", ".") if console.options.ascii_only else MARKS
     if options.action == "ls":
         _list([options.kind] if options.kind else KINDS, console, marks)
+    elif options.action == "record":
+        _record(options.folder, options.recipe, options.location or options.folder.resolve().name)
     elif "/" in options.name:
         _show_layers(options.name.removeprefix(PREFIX), console, marks)
     else:
         _show_entries(options.name.removeprefix(PREFIX))
     return 0
+
+
+def _record(folder: Path, recipe: str, location: str) -> None:
+    entry = record_of(folder, recipe, location).model_dump(mode="json", exclude_none=True)
+    print(yaml.safe_dump(entry, sort_keys=False, default_flow_style=None, width=120), end="")
 
 
 def _list(kinds: Sequence[str], console: Console, marks: tuple[str, str]) -> None:

@@ -6,10 +6,12 @@ import hashlib
 import re
 from pathlib import Path
 
+import yaml
 from pydantic import Field, PositiveInt, field_validator
 
 from flexora.errors import FlexoraError
-from flexora.scoring.results import Estimate, Metric
+from flexora.scoring.results import Estimate, Metric, Results
+from flexora.search.selection import Selection
 from flexora.zoo.entries import PREFIX, Entry, find_entry, read_entry, zoo_root
 
 WEIGHTS = "adapter_model.safetensors"
@@ -21,18 +23,21 @@ class Base(Entry):
     Attributes:
         id: Its name on the hub.
         revision: Commit on the hub; none where none was seen.
-        weights: What its weights are, where they are not the hub's own.
-        weights_sha256: Hash of these.
+        weights: What its weights were, with their hash in brackets, where they were not the hub's own.
     """
 
     id: str
     revision: str | None = None
     weights: str | None = None
-    weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+    @property
+    def measured(self) -> str:
+        """What figures are of, without the hash."""
+        return (self.weights or self.id).partition(" (")[0]
 
 
 class Score(Entry):
-    """What an arm reached: its size, and each metric with its standard error over the rows."""
+    """What an arm reached: its size, each metric with its standard error over the rows, the loss in nats a token."""
 
     arm: str
     layers: int
@@ -45,10 +50,8 @@ class AdapterRecord(Entry):
     """An adapter of the index.
 
     Attributes:
-        title: One line on what it is.
         recipe: The recipe that made it.
         base: The base model.
-        licence: Licence of the adapter.
         layers: The adapted decoder layers.
         benchmark: The benchmark that it was trained for and measured on.
         split: The split that was measured.
@@ -60,10 +63,8 @@ class AdapterRecord(Entry):
         location: A folder beside the index, or ``hf:user/repo@revision``.
     """
 
-    title: str
     recipe: str
     base: Base
-    licence: str
     layers: list[int]
     benchmark: str
     split: str
@@ -89,6 +90,49 @@ def adapter_record(name: str) -> AdapterRecord:
         FlexoraError: If the zoo has none of that name, or its record is broken.
     """
     return read_entry(AdapterRecord, zoo_root() / "adapters" / f"{find_entry('adapters', name)}.yaml")
+
+
+def record_of(folder: Path, recipe: str, location: str) -> AdapterRecord:
+    """The record of a published folder, from what is in it.
+
+    Args:
+        folder: What ``flexora publish`` wrote.
+        recipe: The recipe that made it.
+        location: Where it will lie.
+
+    Raises:
+        FlexoraError: If the folder is no published one, or of several benchmarks.
+    """
+    try:
+        seed = yaml.safe_load((folder / "config.yaml").read_text())["seed"]
+    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise FlexoraError(f"{folder} has no config.yaml that can be read; name what flexora publish wrote") from error
+    results, selection = Results.read(folder / "results.json"), Selection.read(folder / "selection.json")
+    base = selection.base.model
+    if base is None or results.parts:
+        raise FlexoraError(f"{folder} names no base model, or several benchmarks; the zoo lists adapters for one")
+    return AdapterRecord(
+        recipe=recipe,
+        base=Base(id=base, revision=selection.base.revision, weights=None if results.model == base else results.model),
+        layers=selection.layers,
+        benchmark=results.benchmark,
+        split=results.split,
+        rows=results.rows,
+        split_rows=results.split_rows,
+        seed=seed,
+        scores=[
+            Score(
+                arm=arm.name,
+                layers=arm.adapted_layers,
+                parameters=arm.trainable_parameters,
+                metrics=arm.metrics,
+                loss=arm.loss,
+            )
+            for arm in results.arms
+        ],
+        sha256=sha256_of(folder / WEIGHTS),
+        location=location,
+    )
 
 
 def require_recorded(record: AdapterRecord, folder: Path, reference: str) -> Path:

@@ -89,8 +89,7 @@ def adapters() -> Listing:
             for score in record.scores
         )
         measured = f"{record.benchmark}, {record.split} split, {record.rows:,} of {record.split_rows:,} rows"
-        base = record.base.id + (f" ({record.base.weights})" if record.base.weights else "")
-        rows.append((name, base, f"{len(record.layers)}", f"{measured}, seed {record.seed}: {scores}"))
+        rows.append((name, record.base.measured, str(len(record.layers)), f"{measured}, seed {record.seed}: {scores}"))
     return Listing(
         "adapters",
         "Adapters to evaluate or to use; ± is one standard error over the rows.",

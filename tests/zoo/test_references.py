@@ -25,7 +25,10 @@ def test_a_selection_of_the_zoo_is_fine_tuned_without_a_search(recipe: Callable[
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["finetune", "--selection", "zoo:llama3-8b/hellaswag"], "LlamaForCausalLM with 32 layers, but the backbone is"),
+        (
+            ["finetune", "--selection", "zoo:llama3-8b/hellaswag"],
+            "LlamaForCausalLM with 32 layers, but the",
+        ),
         (["finetune", "--selection", "zoo:llama3-8b/nothing"], "the zoo has no selection"),
         (["evaluate", "--adapter", "zoo:nothing"], "the zoo has no adapter 'nothing'"),
         (["merge", "--adapter", "zoo:../../etc"], "the zoo has no adapter '../../etc'"),

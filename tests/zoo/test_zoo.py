@@ -7,11 +7,11 @@ from functools import cache
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from flexora.backbone.adapters import attach, trainable_parameters
-from flexora.backbone.families import family_of, supports
+from flexora.backbone.families import family_of
 from flexora.cli import main
 from flexora.errors import FlexoraError
 from flexora.recipes import all_recipes, load_sections
@@ -20,6 +20,7 @@ from flexora.zoo.entries import entry_names, find_entry, zoo_root
 from flexora.zoo.listing import readme
 from flexora.zoo.models import known_model, licence_of, model_facts
 from flexora.zoo.selections import LayerList, layer_list, selection_list, zoo_selection
+from tests.backbone.chatglm3_reference import CHATGLM3_6B, Reference
 
 MODELS = entry_names("models")
 
@@ -46,7 +47,6 @@ def lora_parameters(name: str, layers: list[int], projections: list[str], **sett
 @pytest.mark.parametrize("name", MODELS)
 def test_facts_are_those_of_the_model(name: str) -> None:
     facts = model_facts(name)
-    assert supports(facts.architecture)
     assert known_model(facts.id) == facts
     assert licence_of(facts).id
     family = family_of(facts.architecture)
@@ -57,6 +57,22 @@ def test_facts_are_those_of_the_model(name: str) -> None:
     assert embedding.shape == (facts.shape.vocab_size, facts.shape.hidden_size)
     assert (model.get_output_embeddings().weight is embedding) == facts.shape.tie_word_embeddings
     assert lora_parameters(name, [0], facts.projections) == facts.lora_parameters
+
+
+@cache
+def fused() -> torch.nn.Module:
+    """ChatGLM3-6B as its authors build it, on the meta device: its query_key_value is one projection."""
+    with torch.device("meta"):
+        return Reference(CHATGLM3_6B)
+
+
+def fused_parameters(layers: list[int]) -> int:
+    """Trainable parameters of LoRA of r 8 on the fused projection."""
+    names = [name for name, _ in fused().named_modules() if name.endswith("query_key_value")]
+    adapted = get_peft_model(fused(), LoraConfig(r=8, target_modules=[names[layer] for layer in layers]))
+    count = trainable_parameters(adapted)
+    adapted.unload()
+    return count
 
 
 def published() -> Iterator[tuple[str, str, str]]:
@@ -72,6 +88,8 @@ def count(model: str, found: LayerList) -> int:
     if lists.model is None:  # no model to put it on
         assert lists.per_layer is not None
         return lists.per_layer * len(found.layers)
+    if lists.model == "chatglm3-6b":
+        return fused_parameters(found.layers)
     projections = model_facts(lists.model).projections
     settings = {"use_dora": True} if found.adapter == "dora" else {"use_rslora": found.adapter == "rslora"}
     return lora_parameters(lists.model, found.layers, projections, **settings)
