@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -178,7 +179,7 @@ class Backbone:
         try:
             options = {"trust_remote_code": False, **options}
             return auto.from_pretrained(self.resolve(), revision=self.revision, **options)
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
             reason = " ".join(str(error).split())
             raise FlexoraError(
                 f"backbone.model: cannot load {self.model}: {reason[:300]}; check name, network and hub login"

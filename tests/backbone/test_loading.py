@@ -127,12 +127,17 @@ def no_type(file: Path) -> None:
     file.write_text(json.dumps({"hidden_size": 8}))
 
 
+def wrong_type(file: Path) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": "four"}))
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
         ("config.json", Path.unlink),
         ("config.json", truncated),
         ("config.json", no_type),
+        ("config.json", wrong_type),
         ("model.safetensors", Path.unlink),
         ("model.safetensors", truncated),
         ("model.safetensors", pointer),
