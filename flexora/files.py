@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -74,13 +75,29 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
                 file.chmod(0o644)  # safetensors gives 0600
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
-            if path.exists():
-                os.replace(path, Path(scratch) / "old")
-            os.replace(made, path)
+            _swap(made, path, Path(scratch) / "old")
     except OSError as error:
         raise FlexoraError(
             f"cannot write {path}: {error.strerror or error}; make room or choose another place"
         ) from error
+
+
+def _swap(made: Path, path: Path, old: Path) -> None:
+    """Put a folder in the place of another, which comes back if that fails."""
+    if path.exists():
+        os.replace(path, old)
+    try:
+        os.replace(made, path)
+    except OSError:
+        if old.exists():
+            os.replace(old, path)
+        raise
+
+
+def sha256_of(file: Path) -> str:
+    """Hash of a file's bytes, as hexadecimal digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> Path:

@@ -58,6 +58,7 @@ def attach(model: PreTrainedModel, adapter: PeftConfig, selection: Selection, fa
     wanted = {family.module_name(layer, name) for layer, names in selection.targets.items() for name in names}
     config = copy.deepcopy(adapter)
     config.task_type = "CAUSAL_LM"
+    config.revision = getattr(model.config, "_commit_hash", None)  # of a base from the hub: which one it was
     config.target_modules = wanted
     if isinstance(config, IA3Config):  # it asks for full names there too, once it is loaded again
         inner = config.feedforward_modules or {"down_proj"}

@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from flexora.backbone.converted import CONVERTED_PREFIX, converted_folder
 from flexora.backbone.families import Family, family_of
 from flexora.backbone.gguf import PACKAGED_PREFIX, packaged_model_folder
 from flexora.errors import FlexoraError
@@ -31,7 +32,8 @@ class Backbone:
     """Which base model to adapt, and how to hold it in memory.
 
     Attributes:
-        model: A hub id, a local folder, or ``packaged:SmolLM2-135M-Instruct``.
+        model: A hub id, a local folder, ``packaged:SmolLM2-135M-Instruct``, or ``converted:NAME``, made by ``flexora
+            convert``.
         revision: Branch, tag or commit on the hub.
         dtype: Precision of the frozen weights, or of computing with them where they are quantised. The adapter and
             alpha are float32 (float64 beside float64 weights).
@@ -71,17 +73,19 @@ class Backbone:
         return Path(self.model).expanduser().is_dir()
 
     def resolve(self) -> str:
-        """Where transformers finds the files: a folder, or the hub id itself.
+        """Where transformers finds the files: the whole path of a folder, or the hub id itself.
 
         Raises:
-            FlexoraError: If a local folder does not exist or the packaged model was not fetched.
+            FlexoraError: If a local folder does not exist, or a packaged or converted model is not there yet.
         """
         if self.model.startswith(PACKAGED_PREFIX):
             return str(packaged_model_folder(self.model))
+        if self.model.startswith(CONVERTED_PREFIX):
+            return str(converted_folder(self.model))
         looks_local = self.model.startswith((".", "/", "~")) or self.model.count("/") > 1
         folder = Path(self.model).expanduser()
         if folder.is_dir():
-            return str(folder)
+            return str(folder.absolute())
         if looks_local:
             raise FlexoraError(f"backbone.model: the folder {self.model} does not exist; name a folder or a hub id")
         return self.model

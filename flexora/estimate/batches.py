@@ -28,7 +28,7 @@ def has_rows(data: AnswerDataModule) -> bool:
         FlexoraError: If the source is a local or a packaged one that is not there.
     """
     data.check_source()
-    if data.source != "packaged" and not Path(data.source).expanduser().is_dir():
+    if data.source != "packaged" and not Path(data.source).expanduser().exists():
         return False
     try:
         return data.tokenizer is not None

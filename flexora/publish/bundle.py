@@ -18,12 +18,14 @@ from flexora.publish.figures import eval_result_entries
 from flexora.publish.leaks import private_texts, require_no_leak
 from flexora.publish.redaction import public_recipe, public_results, public_selection
 from flexora.publish.rows import rows_of
-from flexora.publish.run import WEIGHTS, FinishedRun
+from flexora.publish.run import FinishedRun
 from flexora.report.plots import draw
+from flexora.zoo.adapters import WEIGHTS
+from flexora.zoo.references import is_reference
 
 PEFT_CONFIG = "adapter_config.json"
-SELECTION, RECIPE, RESULTS, CARD = "selection.json", "config.yaml", "results.json", "README.md"
-PICTURES = ("alpha", "loss", "gates", "accuracy")
+SELECTION, RECIPE, RESULTS, CARD, NOTICE = "selection.json", "config.yaml", "results.json", "README.md", "NOTICE"
+PICTURES = ("alpha.png", "loss.png", "gates.png", "accuracy.png")
 EVAL_RESULTS = f"{EVAL_RESULTS_FOLDER}/flexora.yaml"
 
 
@@ -50,14 +52,22 @@ def write_bundle(run: FinishedRun, base: Base, repo_id: str, target: Path) -> Pa
         results = public_results(run.results, base)
         results.write(folder / RESULTS)
         # Drawn anew: the run's own pictures may show the names of folders.
-        pictures = [path.name for path in draw(replace(run.parts, results=results), folder).values()]
+        parts = replace(run.parts, results=results)
+        if not run.searched:  # those of a search would show other layers
+            parts = replace(parts, selection=None, history=None)
+        pictures = [path.name for path in draw(parts, folder).values()]
         trained, measured = rows_of(run.recipe["data"]), rows_of(run.evaluation["data"])
         if entries := eval_result_entries(run, base, measured):
             text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
             write_atomically(folder / EVAL_RESULTS, text)
+        if base.licence.notice:
+            write_atomically(folder / NOTICE, f"{base.licence.notice}\n")
         card = model_card(run, base, trained, measured, repo_id, pictures)
         write_atomically(folder / CARD, f"{card}\n")
-        require_no_leak(folder, private_texts(run.folder.root), meant=(repo_id, base.id))
+        datasets = [own.dataset for own in (*trained, *measured) if own.dataset is not None]
+        others = filter(is_reference, recipe["evaluate"]["arms"])
+        meant = (repo_id, repo_id.rpartition("/")[2], base.id, *datasets, *others)
+        require_no_leak(folder, private_texts(run.folder.root), meant)
     return target
 
 
@@ -70,7 +80,7 @@ def _require_own(target: Path) -> None:
     """Refuse to replace what was not published from here."""
     if not target.exists():
         return
-    own = {WEIGHTS, PEFT_CONFIG, SELECTION, RECIPE, RESULTS, CARD, EVAL_RESULTS, *(f"{name}.png" for name in PICTURES)}
+    own = {WEIGHTS, PEFT_CONFIG, SELECTION, RECIPE, RESULTS, CARD, EVAL_RESULTS, NOTICE, *PICTURES}
     here = [] if not target.is_dir() else [str(file.relative_to(target)) for file in files_of(target)]
     other = next((name for name in here if name not in own), None)
     if target.is_symlink() or not target.is_dir() or other is not None:

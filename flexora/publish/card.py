@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -18,7 +17,8 @@ from flexora.publish.run import FinishedRun
 from flexora.report.cells import layer_cells
 from flexora.report.summary import caveats, chosen, stability_lines
 from flexora.report.terminal import markdown_table, results_markdown
-from flexora.search.selection import Selection
+from flexora.zoo.listing import strip
+from flexora.zoo.references import is_reference
 
 TEMPLATE = Path(__file__).parent / "card.md.j2"
 _LIBRARIES = ("flexora", "peft", "transformers", "torch", "lightning")
@@ -39,13 +39,12 @@ def model_card(
     """
     selection, licence = run.selection, base.licence
     parts = run.results.parts or [run.results]
-    source = str(run.recipe["data"]["init_args"].get("source") or "hub")
     card: ModelCard = ModelCard.from_template(
         card_data(run, base, trained, measured, repo_id),
         template_path=str(TEMPLATE),
         repo_id=repo_id,
         title=repo_id.rsplit("/", 1)[-1],
-        method=_method(run.peft),
+        method=_method(run),
         chosen=chosen(selection),
         benchmark=_names(trained),
         measured_on=_names(measured),
@@ -53,16 +52,17 @@ def model_card(
         revision="" if base.revision is None else f', revision="{base.revision}"',
         illustrative=run.illustrative,
         layers=selection.num_layers,
-        bar=layer_bar(selection),
+        bar=strip(selection.layers, selection.num_layers),
         layer_table=markdown_table(*layer_cells(selection)),
         stability=stability_lines(selection),
         pictures=pictures,
         results=results_markdown(public_results(run.results, base)),
         circumstances=[f"{part.benchmark}: {circumstances(run, base, part)}." for part in parts],
-        versions=_versions(selection),
+        versions=_versions(run),
         seed=run.recipe["seed"],
-        layers_from=_layers_from(selection),
-        where=" with the rows in the folder that data.source names" if is_folder(source) else "",
+        layers_from=_layers_from(run),
+        again=_again(run),
+        lora="lora" in [arm.name for arm in run.results.arms],
         sha256=run.sha256,
         licence=", ".join(filter(None, (licence.name or licence.id, licence.link))),
         trained=[_line(own) for own in trained],
@@ -75,7 +75,7 @@ def model_card(
 
 def card_data(run: FinishedRun, base: Base, trained: list[Rows], measured: list[Rows], repo_id: str) -> ModelCardData:
     """The card's metadata."""
-    method = str(run.peft["peft_type"]).lower()
+    method = run.method.removesuffix("Config").lower()
     figures = model_index(run, base, measured)
     datasets = sorted({own.dataset for own in [*trained, *measured] if own.dataset is not None})
     parts = run.results.parts or [run.results]
@@ -98,31 +98,43 @@ def card_data(run: FinishedRun, base: Base, trained: list[Rows], measured: list[
     )
 
 
-def layer_bar(selection: Selection) -> str:
-    """One character for each layer, from the lowest: with an adapter or without."""
-    return "".join("█" if layer in selection.layers else "░" for layer in range(selection.num_layers))
+def _method(run: FinishedRun) -> str:
+    """The adapter as people call it, with its size."""
+    peft = run.peft
+    name = {"LoraConfig": "LoRA", "AdaLoraConfig": "AdaLoRA"}.get(run.method, run.method.removesuffix("Config"))
+    variants = [called for setting, called in (("use_dora", "DoRA"), ("use_rslora", "rsLoRA")) if peft.get(setting)]
+    rank = "target_r" if "target_r" in peft else "r"
+    settings = [f"{setting} {peft[setting]}" for setting in (rank, "lora_alpha") if peft.get(setting)]
+    return "/".join(variants or [name]) + (f" ({', '.join(settings)})" if settings else "")
 
 
-def _method(peft: dict[str, Any]) -> str:
-    kind = {"LORA": "LoRA"}.get(peft["peft_type"], peft["peft_type"])
-    settings = [f"{name} {peft[name]}" for name in ("r", "lora_alpha") if peft.get(name)]
-    return f"{kind} ({', '.join(settings)})" if settings else kind
-
-
-def _versions(selection: Selection) -> str:
-    known = selection.versions or {"flexora": version("flexora")}
+def _versions(run: FinishedRun) -> str:
+    """The libraries of the run's own search; nothing else says them."""
+    known = (run.selection.versions if run.searched else None) or {"flexora": version("flexora")}
     return ", ".join(f"{name} {known[name]}" for name in _LIBRARIES if name in known)
 
 
-def _layers_from(selection: Selection) -> str:
-    search, data = selection.search, selection.data
+def _layers_from(run: FinishedRun) -> str:
+    named, search, data = run.recipe["finetune"]["selection"], run.selection.search, run.selection.data
+    if not run.searched and is_reference(named):
+        return f"The layers are those of `{named}`."
     if search is None:
         return "The layers were named by hand."
     rows = f" on {data.train_rows:,} rows, {data.validation_rows:,} others held out" if data else ""
-    return (
-        f"The layers were searched by {search.get('outer_steps')} steps on alpha, each after "
-        f"{search.get('inner_steps')} steps on LoRA ({(search.get('estimator') or {}).get('name')}){rows}."
+    steps = (
+        f"{search.get('outer_steps')} steps on alpha, each after {search.get('inner_steps')} steps on LoRA "
+        f"({(search.get('estimator') or {}).get('name')}){rows}"
     )
+    return f"The layers were searched by {steps}." if run.searched else f"Another search found the layers, by {steps}."
+
+
+def _again(run: FinishedRun) -> str:
+    """How the run is made again, and what that takes besides the recipe."""
+    if run.recipe["finetune"]["warm_start"] and not run.searched:
+        return "It started from an adapter that is not published here, so that the run cannot be made again from it."
+    source = str(run.recipe["data"]["init_args"].get("source") or "hub")
+    where = ", with the rows that data.source names" if is_folder(source) else ""
+    return f"`flexora run --config config.yaml` makes the run again{where}."
 
 
 def _line(rows: Rows) -> str:

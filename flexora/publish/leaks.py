@@ -8,6 +8,7 @@ import re
 import socket
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from huggingface_hub import get_token
@@ -16,10 +17,18 @@ from safetensors import safe_open
 
 from flexora.errors import FlexoraError
 from flexora.packaged import cache_folder
+from flexora.recipes import all_recipes
 
 #: An absolute path of two names or more, in a home folder, or with a drive. What follows a letter, a dot, a colon or
 #: another slash is part of an address, of a relative path or of a closing tag.
-ABSOLUTE = re.compile(r"(?<![\w.:/<@-])(?:~?/(?:[\w.@+-]+/)+[\w.@+-]+|~/[\w.@+-]+|[A-Z]:\\\\?\w[^\s\"']*)")
+ABSOLUTE = re.compile(
+    r"(?<![\w.:/<@-])(?:~?/(?:[\w.@+-]+/)+[\w.@+-]+|~[\w-]*/[\w.@+-]+)"
+    r"|file:/+[\w.@+-][^\s\"']*|(?<=\w:)/(?:[\w.@+-]+/)+[\w.@+-]+"
+    r"|\b[A-Za-z]:[\\/]{1,2}\w[^\s\"']*|(?<!\w)\\\\[\w.-]+\\[^\s\"']+"
+)
+
+#: An address of electronic mail.
+MAIL = re.compile(r"(?<![\w/])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b")
 
 #: How tokens of well-known services look.
 TOKEN = re.compile(
@@ -86,6 +95,8 @@ def find_leak(text: str, private: dict[str, str]) -> str | None:
             return what
     if TOKEN.search(text):
         return "what looks like an access token"
+    if (mail := MAIL.search(text)) is not None:
+        return f"the address {mail[0]}"
     if (path := ABSOLUTE.search(text)) is not None:
         return f"the local path {path[0]}"
     return None
@@ -112,5 +123,13 @@ def _user() -> str:
 
 
 def _tells(name: str) -> bool:
-    """Whether a name would tell whose machine it was, and is no number that may stand anywhere."""
-    return len(name) >= _SHORTEST_NAME and name.lower() not in _COMMON and not name.isdigit()
+    """Whether a name would tell whose machine it was, and is no number or word that may stand anywhere."""
+    return len(name) >= _SHORTEST_NAME and name.lower() not in _COMMON | _vocabulary() and not name.isdigit()
+
+
+@cache
+def _vocabulary() -> frozenset[str]:
+    """The words of cards and recipes: a machine that is called gpu tells nothing by this name."""
+    texts = [(Path(__file__).parent / "card.md.j2").read_text()]
+    texts += [recipe.path.read_text() for recipe in all_recipes()]
+    return frozenset(word for text in texts for word in re.findall(r"\w+", text.lower()))

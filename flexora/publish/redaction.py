@@ -7,26 +7,28 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from flexora.backbone.converted import CONVERTED_PREFIX
 from flexora.backbone.gguf import PACKAGED_PREFIX
 from flexora.publish.base import Base
 from flexora.publish.rows import public_source
 from flexora.scoring.results import Results
 from flexora.search.named import names_file
 from flexora.search.selection import Selection
+from flexora.verbs.arms import PHASE_OF_ARM
 from flexora.zoo.references import is_reference
 
 
 def public_recipe(sections: dict[str, Any], base: Base) -> dict[str, Any]:
     """A resolved recipe with the hub's name of the base model, and of every folder and file its last name alone.
 
-    A packaged model keeps its name: it is no place, and the recipe starts as it stands.
+    A packaged or converted model keeps its name: it is no place, and the recipe starts as it stands.
 
     Args:
         sections: The recipe's sections.
         base: The base model.
     """
     public: dict[str, Any] = copy.deepcopy(sections)
-    if not public["backbone"]["model"].startswith(PACKAGED_PREFIX):
+    if not public["backbone"]["model"].startswith((PACKAGED_PREFIX, CONVERTED_PREFIX)):
         public["backbone"] |= {"model": base.id, "revision": base.revision}
     public["output_dir"] = f"runs/{Path(public['output_dir']).name}"
     data = public["data"]["init_args"]
@@ -34,7 +36,8 @@ def public_recipe(sections: dict[str, Any], base: Base) -> dict[str, Any]:
         data["source"] = public_source(data["source"])
     if (named := public["finetune"]["selection"]) is not None and names_file(named):
         public["finetune"]["selection"] = "selection.json"  # what it named lies beside the recipe
-    public["evaluate"]["arms"] = public_arms(public["evaluate"]["arms"])
+    arms = public["evaluate"]["arms"]  # folders are not there for others
+    public["evaluate"]["arms"] = [arm for arm in arms if arm in ("base", *PHASE_OF_ARM) or is_reference(arm)]
     cleaned: dict[str, Any] = _without_places(public)
     return cleaned
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from flexora.data import benchmarks
 from flexora.data.mixture import CommonsenseMixture
 from flexora.data.sources import HUB_PREFIX, Source, hub_names
 
@@ -63,7 +64,8 @@ def _rows(data_class: Any, name: str, source: str) -> Rows:
     own = benchmark.licence or "not verified"
     dataset: tuple[str, ...] | None = None
     if source.startswith(HUB_PREFIX):
-        dataset, licence = hub_names(source), "as its page on the hub says"
+        dataset = hub_names(source)
+        licence = _known_licence(dataset[0]) or "as its page on the hub says"
     elif source in ("hub", "packaged"):
         dataset, licence = benchmark.hub, own
     elif benchmark.hub:
@@ -74,6 +76,13 @@ def _rows(data_class: Any, name: str, source: str) -> Rows:
     configuration = dataset[1] if dataset and len(dataset) > 1 else None
     task = getattr(data_class, "referee", None) or configuration or "default"
     return Rows(name, dataset[0] if dataset else None, configuration, task, licence)
+
+
+def _known_licence(dataset: str) -> str | None:
+    """The licence of a dataset of the hub that one of the benchmarks is read from."""
+    known = (getattr(benchmarks, name) for name in benchmarks.__all__)
+    sources: list[Source] = [kind.benchmark for kind in known if hasattr(kind, "benchmark")]
+    return next((source.licence for source in sources if source.hub and source.hub[0] == dataset), None)
 
 
 def is_folder(source: str) -> bool:

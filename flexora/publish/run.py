@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,12 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from flexora.errors import FlexoraError
+from flexora.files import sha256_of
 from flexora.report.run import Run
 from flexora.runfolder import RunFolder
 from flexora.scoring.results import ArmResult, Results
 from flexora.search.selection import Selection
-
-WEIGHTS = "adapter_model.safetensors"
+from flexora.zoo.adapters import WEIGHTS
 
 #: The arm whose adapter is published.
 ARM = "flexora"
@@ -53,6 +52,18 @@ class FinishedRun:
         return self.folder.adapter("finetune") / WEIGHTS
 
     @property
+    def method(self) -> str:
+        """Class of the adapter's configuration."""
+        override = self.recipe["finetune"].get("adapter") or {}
+        path: str = override.get("class_path") or self.recipe["adapter"]["class_path"]
+        return path.rpartition(".")[2]
+
+    @property
+    def searched(self) -> bool:
+        """Whether the layers are those of the run's own search."""
+        return self.recipe["finetune"]["selection"] is None
+
+    @property
     def illustrative(self) -> bool:
         """Whether the search was too short to trust its choice."""
         return bool((self.selection.search or {}).get("illustrative"))
@@ -80,7 +91,7 @@ class FinishedRun:
         try:
             peft = json.loads((adapter / "adapter_config.json").read_text())
             with safe_open(adapter / WEIGHTS, framework="pt"):  # a broken file is told here
-                sha256 = hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest()
+                sha256 = sha256_of(adapter / WEIGHTS)
             recipe, evaluation = (
                 yaml.safe_load((root / phase / "config.yaml").read_text()) for phase in ("finetune", "evaluate")
             )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import HfApi, ModelCard
 
 from flexora.errors import FlexoraError
+from flexora.publish.bundle import EVAL_RESULTS, NOTICE, PICTURES
 from flexora.zoo.hub import HUB_ERRORS, hub_reason
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def upload(folder: Path, repo_id: str, message: str, public: bool = False, pull_request: bool = False) -> CommitInfo:
     """Upload a published folder; the repository is made where there is none.
 
-    Pictures and evaluation results of an earlier upload that are not there any more are deleted.
+    What an earlier upload put there and this one has no more (a picture, evaluation results, a notice) is deleted.
 
     Args:
         folder: The folder.
@@ -41,7 +42,7 @@ def upload(folder: Path, repo_id: str, message: str, public: bool = False, pull_
             folder_path=folder,
             commit_message=message,
             create_pr=pull_request,
-            delete_patterns=["*.png", ".eval_results/*.yaml"],
+            delete_patterns=[EVAL_RESULTS, NOTICE, *PICTURES],
         )
     except HUB_ERRORS as error:
         raise FlexoraError(f"cannot upload to {repo_id}: {hub_reason(error)}") from error

@@ -89,6 +89,7 @@ class Selection(_Part):
         data: Name, fingerprint and row counts of the search's data.
         seed: The seed of the search.
         versions: Library versions the search ran with.
+        source: Where the choice was taken from, in a fine-tune that did not search.
     """
 
     format_version: Literal[1] = 1
@@ -104,6 +105,7 @@ class Selection(_Part):
     data: SelectionData | None = None
     seed: int | None = None
     versions: dict[str, str] | None = None
+    source: str | None = None
 
     @field_validator("layers")
     @classmethod

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +13,7 @@ import yaml
 
 from flexora.backbone.adapters import WEIGHT_FILES
 from flexora.errors import FlexoraError
+from flexora.files import sha256_of
 from flexora.runfolder import RunFolder
 from flexora.zoo.references import adapter_folder
 
@@ -26,7 +27,7 @@ def fingerprints(folder: RunFolder, arms: Iterable[str]) -> dict[str, str | None
     for arm in arms:
         place = place_of(folder, arm)
         file = place and next((place / name for name in WEIGHT_FILES if (place / name).is_file()), None)
-        hashes[arm] = hashlib.sha256(file.read_bytes()).hexdigest() if file else None
+        hashes[arm] = sha256_of(file) if file else None
     return hashes
 
 
@@ -91,8 +92,9 @@ def _trained_with(path: Path) -> dict[str, Any]:
         published = {"class_path": data["class_path"], **data["init_args"]}
     except (OSError, TypeError, KeyError, ValueError, yaml.YAMLError):
         return {}
-    # Only flexora's classes are imported at the word of a file that may come from anyone.
-    return published if str(published["class_path"]).startswith("flexora.") else {**published, "class_path": None}
+    # Only flexora's data classes are imported at the word of a file that may come from anyone.
+    known = re.fullmatch(r"flexora\.(data\.\w+\.)?\w+", str(published["class_path"]))
+    return published if known else {**published, "class_path": None}
 
 
 def _require_same_prompts(arm: str, trained: dict[str, Any], now: dict[str, Any], option: str) -> None:

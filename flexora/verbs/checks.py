@@ -11,6 +11,7 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningCLI
 
+from flexora.backbone.converted import CONVERTED_PREFIX, converted_place
 from flexora.backbone.gguf import PACKAGED_PREFIX, require_packaged
 from flexora.backbone.limits import Phase
 from flexora.backbone.loading import Architecture, Backbone, describe
@@ -27,6 +28,7 @@ from flexora.verbs.arms import PHASE_OF_ARM, adapter_of
 from flexora.verbs.phase import lightning_cli
 from flexora.verbs.settings import Recipe
 from flexora.zoo.models import known_model
+from flexora.zoo.references import referenced_selection
 
 
 def checks(recipe: Recipe, phases: Sequence[Phase], *, trains: bool) -> Iterator[Callable[[], object]]:
@@ -48,6 +50,7 @@ def checks(recipe: Recipe, phases: Sequence[Phase], *, trains: bool) -> Iterator
         if trains:
             yield partial(_require_trained, data)
         yield data.check_source
+        yield partial(_require_reported, data)
         if recipe.sections["evaluate"]["referee"]:
             yield partial(require_referee, data, data.backbone, recipe.devices("evaluate"))
     if "search" in phases:
@@ -84,11 +87,19 @@ def build(recipe: Recipe, phase: Phase, module_class: type[L.LightningModule], m
     return built
 
 
+def _require_reported(data: AnswerDataModule) -> None:
+    for part in data.parts:
+        if not part.has_reported_rows():
+            part.raw(part.reported_split)  # says which file is missing
+
+
 def _find_architecture(recipe: Recipe, found: list[Architecture]) -> None:
     """Add the architecture of a model that lies on this machine, or that the zoo knows; the hub is not asked."""
     backbone = Backbone(**recipe.sections["backbone"])
     if backbone.model.startswith(PACKAGED_PREFIX):
         here = require_packaged(backbone.model).is_dir()  # or fetched but not converted yet
+    elif backbone.model.startswith(CONVERTED_PREFIX):
+        here = converted_place(backbone.model).is_dir()  # like one on the hub that is not downloaded yet
     else:
         here = Path(backbone.resolve()).is_dir()
     if here:
@@ -116,6 +127,8 @@ def _check_rule(recipe: Recipe, search: SearchModule, architectures: Sequence[Ar
 
 def _check_selection(recipe: Recipe, architectures: Sequence[Architecture]) -> None:
     text = recipe.sections["finetune"]["selection"]
+    if text is not None and not architectures:
+        referenced_selection(text)  # whether it suits, only the model can say
     for architecture in architectures:
         projections = architecture.family.expand(recipe.adapter("finetune")["init_args"].get("target_modules"))
         if text is not None:

@@ -13,17 +13,19 @@ from rich.console import Console
 from flexora.backbone.chatglm3 import GENERATIONS, Generation
 from flexora.backbone.chatglm3_tokenizer import convert_tokenizer
 from flexora.backbone.chatglm3_weights import Checkpoint
+from flexora.backbone.converted import converted_place
 from flexora.errors import FlexoraError
 from flexora.files import new_folder
 from flexora.verbs.phase import silence
 from flexora.verbs.progress import bytes_bar
+from flexora.zoo.hub import HUB_ERRORS, hub_reason
 
 LICENCES = ("LICENSE", "MODEL_LICENSE")
 DESCRIPTION = """\
 Write a checkpoint of ChatGLM3 as transformers' own GLM: its weights, bit by bit, under the names of GlmForCausalLM.
 What comes out is a backbone.model like any other, and needs no trust_remote_code.
 
-  flexora convert chatglm3 THUDM/chatglm3-6b models/chatglm3-6b --revision COMMIT
+  flexora convert chatglm3 THUDM/chatglm3-6b --revision COMMIT     # backbone.model is then converted:chatglm3-6b
 
 SOURCE is a folder or a hub id, of which configuration, *.safetensors and tokenizer.model are fetched, and no code.
 A configuration that GLM cannot express, and a tensor that is missing or unknown, is refused before a byte is written.
@@ -55,10 +57,16 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("kind", choices=list(GENERATIONS), metavar="KIND", help="chatglm3, chatglm2 or glm-4-9b")
     parser.add_argument("source", metavar="SOURCE", help="folder of the checkpoint, or its hub id")
-    parser.add_argument("target", metavar="TARGET", type=Path, help="folder to write, whole or not at all")
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        type=Path,
+        nargs="?",
+        help="folder to write, whole or not at all; by default in flexora's cache, as converted:NAME of the source",
+    )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     given = parser.parse_args(arguments)
-    target: Path = given.target.expanduser()
+    target: Path = (given.target or converted_place(Path(given.source).name.lower())).expanduser()
     silence()
     with new_folder(target) as made:
         folder = _source(given.source, given.revision)
@@ -89,11 +97,8 @@ def _source(source: str, revision: str | None) -> Path:
     wanted = ["config.json", "*.safetensors", "tokenizer.model", *LICENCES]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise FlexoraError(
-            f"SOURCE: cannot fetch {source}: {reason[:300]}; check name, --revision, network and hub login"
-        ) from error
+    except HUB_ERRORS as error:
+        raise FlexoraError(f"SOURCE: cannot fetch {source}: {hub_reason(error)}") from error
 
 
 def _tokenizer(folder: Path, checkpoint: Checkpoint, generation: Generation, made: Path) -> str:

@@ -22,6 +22,7 @@ from flexora.search.named import resolve_selection
 from flexora.search.selection import Selection
 from flexora.verbs.phase import lightning_cli, plain_errors
 from flexora.verbs.settings import Recipe
+from flexora.zoo.models import known_model
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -107,4 +108,11 @@ def _selection(recipe: Recipe) -> Selection:
         text = str(recipe.folder.selection)
     architecture = describe(Backbone(**recipe.sections["backbone"]).load_config())
     projections = architecture.family.expand(recipe.adapter("finetune")["init_args"].get("target_modules"))
-    return resolve_selection(text, architecture.name, architecture.num_layers, projections)
+    selection = resolve_selection(text, architecture.name, architecture.num_layers, projections)
+    if recipe.sections["finetune"]["selection"] is None:
+        return selection
+    own, theirs = recipe.sections["backbone"]["model"], selection.base.model
+    if theirs is not None and theirs != own and (known_model(own) or own) != known_model(theirs):
+        Console().print(f"{text} was chosen for {theirs}; here it is used for {own}", soft_wrap=True)
+    base = selection.base.model_copy(update={"model": own, "revision": recipe.sections["backbone"]["revision"]})
+    return selection.model_copy(update={"base": base, "source": text})

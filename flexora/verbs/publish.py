@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from flexora.errors import FlexoraError
+from flexora.files import sha256_of
 from flexora.publish.base import find_base, require_name, require_repo_id
 from flexora.publish.bundle import files_of, write_bundle
 from flexora.publish.run import FinishedRun
@@ -29,15 +29,14 @@ def main(arguments: Sequence[str]) -> int:
     require_repo_id(options.repo_id, "--repo-id")
     run = FinishedRun.read(options.run_dir.expanduser())
     base = find_base(
-        run.recipe["backbone"], run.selection.base, options.base_id, options.base_revision, options.license
+        run.recipe["backbone"], run.selection.base, run.peft, options.base_id, options.base_revision, options.license
     )
     require_name(options.repo_id, base)
     target: Path = (options.to or run.folder.root / "publish").expanduser()
     with run.folder.locked():
         folder = write_bundle(run, base, options.repo_id, target)
     for file in files_of(folder):
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        print(f"{digest}  {file.stat().st_size:>13,} bytes  {file.relative_to(folder)}")
+        print(f"{sha256_of(file)}  {file.stat().st_size:>13,} bytes  {file.relative_to(folder)}")
     console = Console()
     if run.illustrative:
         console.print("the search was illustrative: the card says so", soft_wrap=True)

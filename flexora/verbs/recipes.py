@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
 
 from flexora.errors import FlexoraError
 from flexora.files import write_atomically
@@ -41,17 +43,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _list(text: str) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("family", "recipe", "benchmark"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("needs", overflow="fold")
-    for recipe in all_recipes():
-        row = (recipe.family, recipe.name, recipe.benchmark, recipe.needs)
-        if text.lower() in " ".join(row).lower():
-            table.add_row(*row)
-    if not table.row_count:
+    """Print a heading for each family, and two lines for each recipe: a table would not fit a terminal."""
+    console = Console(highlight=False)
+    rows = [(recipe.family, recipe.name, recipe.benchmark, recipe.needs) for recipe in all_recipes()]
+    found = [row for row in rows if text.lower() in " ".join(row).lower()]
+    if not found:
         raise FlexoraError(f"no recipe has {text!r} in its name, benchmark or needs; flexora recipes ls shows all")
-    Console().print(table)
+    width = max(len(name) for _, name, _, _ in found)
+    for family, recipes in groupby(found, key=itemgetter(0)):
+        console.print(family, style="bold")
+        for _, name, benchmark, needs in recipes:
+            console.print(f"  {name:<{width}}  {benchmark}", soft_wrap=True)
+            console.print(Padding(f"needs {needs}", (0, 0, 0, 6)), style="dim")
 
 
 def _copy(recipe: RecipeFile, file: Path) -> None:

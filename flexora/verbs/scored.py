@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flexora.errors import FlexoraError
 from flexora.scoring.results import Results
 from flexora.verbs.arms import fingerprints
 from flexora.verbs.settings import Recipe
@@ -32,8 +33,16 @@ def gone_arms(recipe: Recipe) -> list[str]:
     if not recipe.folder.is_done("evaluate"):
         return []
     scored = recipe.folder.settings("evaluate")["adapters"]
-    now = fingerprints(recipe.folder, scored)
-    return [arm for arm in scored if now[arm] != scored[arm] and arm not in recipe.sections["evaluate"]["arms"]]
+    others = [arm for arm in scored if arm not in recipe.sections["evaluate"]["arms"]]
+    return [arm for arm in others if _fingerprint(recipe, arm) != scored[arm]]
+
+
+def _fingerprint(recipe: Recipe, arm: str) -> str | None:
+    """Hash of an arm's weights; none where there are none, or the hub that has them cannot be reached."""
+    try:
+        return fingerprints(recipe.folder, [arm])[arm]
+    except FlexoraError:
+        return None
 
 
 def is_scored(recipe: Recipe) -> bool:

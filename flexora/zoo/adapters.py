@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -10,10 +9,12 @@ import yaml
 from pydantic import Field, PositiveInt, field_validator
 
 from flexora.errors import FlexoraError
+from flexora.files import sha256_of
 from flexora.scoring.results import Estimate, Metric, Results
 from flexora.search.selection import Selection
 from flexora.zoo.entries import PREFIX, Entry, find_entry, read_entry, zoo_root
 
+#: Name of the weights in a PEFT folder.
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -143,9 +144,8 @@ def require_recorded(record: AdapterRecord, folder: Path, reference: str) -> Pat
     """
     file = folder / WEIGHTS
     if not file.is_file() or sha256_of(file) != record.sha256:
-        raise FlexoraError(
-            f"{reference}: {file} is missing or not the adapter of the record (sha256); install flexora anew"
-        )
+        remedy = "install flexora anew" if record.location == folder.name else "tell its authors"
+        raise FlexoraError(f"{reference}: {file} is missing or not the adapter of the record (sha256); {remedy}")
     return folder
 
 
@@ -159,9 +159,3 @@ def zoo_adapter(reference: str) -> tuple[AdapterRecord, str]:
     if record.location.startswith("hf:"):
         return record, record.location
     return record, str(zoo_root() / "adapters" / record.location)
-
-
-def sha256_of(file: Path) -> str:
-    """Hash of a file's bytes."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -65,7 +65,7 @@ def hub_adapter(reference: str) -> Path:
     return _download(reference, ("adapter_config.json", "adapter_model.safetensors"), ("config.yaml",))
 
 
-@cache  # one command asks several times, and must see one commit
+@cache  # one process asks several times, and must see one commit
 def _download(reference: str, needed: tuple[str, ...], wanted: tuple[str, ...] = ()) -> Path:
     name, at, revision = reference.removeprefix(HUB_REFERENCE).partition("@")
     if "/" not in name or (at and not revision):
@@ -76,7 +76,10 @@ def _download(reference: str, needed: tuple[str, ...], wanted: tuple[str, ...] =
         raise FlexoraError(f"cannot read {reference}: {hub_reason(error)}") from error
     for file in needed:
         if not (folder / file).is_file():
-            raise FlexoraError(f"{reference} has no {file}; name a repository that flexora publish made")
+            raise FlexoraError(
+                f"{reference} has no {file}, or it was not fetched before and the hub is out of reach; name a "
+                "repository that flexora publish made"
+            )
     return folder
 
 

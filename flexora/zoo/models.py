@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PositiveInt
 
-from flexora.zoo.entries import Entry, entry_names, find_entry, plain, read_entry, zoo_root
+from flexora.backbone.converted import CONVERTED_PREFIX
+from flexora.zoo.entries import Entry, entry_names, find_entry, read_entry, zoo_root
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -22,6 +23,7 @@ class Licence(Entry):
         link: Where its text lies.
         notice: A sentence that must stand with what is published.
         name_prefix: What the name of anything published must begin with.
+        owners: Owners on the hub whose models are under this licence, or another that names them.
     """
 
     id: str
@@ -29,6 +31,7 @@ class Licence(Entry):
     link: str | None = None
     notice: str | None = None
     name_prefix: str | None = None
+    owners: list[str] = Field(default_factory=list)
 
 
 class Licences(Entry):
@@ -68,6 +71,8 @@ class ModelFacts(Entry):
 
     Attributes:
         id: Its name on the hub.
+        aliases: Other names of models that are built alike and are under the same licence: tuned by its authors, or
+            moved.
         revision: Commit on the hub; none where none was seen.
         gated: Whether its licence has to be accepted on the hub first.
         licence: Name of an entry of ``model_zoo/licences.yaml``.
@@ -80,6 +85,7 @@ class ModelFacts(Entry):
     """
 
     id: str
+    aliases: list[str] = Field(default_factory=list)
     revision: str | None = None
     gated: bool = False
     licence: str
@@ -111,18 +117,25 @@ def model_facts(name: str) -> ModelFacts:
     return read_entry(ModelFacts, zoo_root() / "models" / f"{find_entry('models', name)}.yaml")
 
 
-def licence_of(facts: ModelFacts) -> Licence:
-    """The licence of a base model.
+def licences() -> dict[str, Licence]:
+    """The licences that are known, by the names that models call them.
 
     Raises:
         FlexoraError: If the zoo's list of licences is broken.
     """
-    return read_entry(Licences, zoo_root() / "licences.yaml").licences[facts.licence]
+    return read_entry(Licences, zoo_root() / "licences.yaml").licences
+
+
+def licence_of(facts: ModelFacts) -> Licence:
+    """The licence of a base model."""
+    return licences()[facts.licence]
 
 
 def known_model(hub_id: str) -> ModelFacts | None:
-    """Facts of a base model by its id on the hub; none where the zoo does not know it."""
+    """Facts of a base model by its id on the hub, or ``converted:NAME``; none where the zoo does not know it."""
     for name in entry_names("models"):
-        if plain(model_facts(name).id) == plain(hub_id):
-            return model_facts(name)
+        facts = model_facts(name)
+        names = (facts.id, *facts.aliases, f"{CONVERTED_PREFIX}{name}")
+        if hub_id.lower() in map(str.lower, names):
+            return facts
     return None

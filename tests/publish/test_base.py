@@ -17,11 +17,20 @@ from flexora.search.selection import SelectionBase
 
 LLAMA_3 = SelectionBase(architecture="LlamaForCausalLM", num_layers=32)
 HUB: dict[str, Any] = {"model": "meta-llama/Meta-Llama-3-8B", "revision": None}
+COMMIT = "5" * 40
+
+
+def loaded(model: str) -> dict[str, Any]:
+    """What PEFT writes of the model that was loaded: a whole path, or a name on the hub and its commit."""
+    if model.startswith("."):
+        return {"base_model_name_or_path": str(Path(model).absolute()), "revision": None}
+    return {"base_model_name_or_path": model, "revision": COMMIT}
 
 
 def test_a_base_model_of_the_zoo_brings_its_licence() -> None:
-    base = find_base(HUB, LLAMA_3, revision="abc")
+    base = find_base(HUB, LLAMA_3, loaded(HUB["model"]), revision="abc")
     assert (base.id, base.revision, base.licence.id, base.weights) == (HUB["model"], "abc", "llama3", None)
+    assert find_base(HUB, LLAMA_3, loaded(HUB["model"])).revision == COMMIT
     require_name("me/Llama-3-8B-arc", base)
     require_name("me/llama3-arc", base)
     with pytest.raises(FlexoraError, match="begin with 'Llama 3'; call it me/Llama-3-arc-8b"):
@@ -30,9 +39,11 @@ def test_a_base_model_of_the_zoo_brings_its_licence() -> None:
 
 def test_a_folder_of_chatglm_has_to_be_prepared() -> None:
     glm = SelectionBase(architecture="GlmForCausalLM", num_layers=28)
-    base = find_base({"model": "./chatglm", "revision": None}, glm, named="THUDM/chatglm3-6b")
-    assert (base.licence.id, base.licence.name) == ("other", "chatglm3-6b")
-    assert base.prepare == "flexora convert chatglm3"
+    named = find_base({"model": "chat/glm", "revision": None}, glm, loaded("./chat/glm"), named="THUDM/chatglm3-6b")
+    converted = find_base({"model": "converted:chatglm3-6b", "revision": None}, glm, loaded("./cache"))
+    assert named == converted
+    assert (named.licence.id, named.licence.name) == ("other", "chatglm3-6b")
+    assert named.prepare == "flexora convert chatglm3"
 
 
 def test_packaged_weights_are_not_called_the_hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +52,7 @@ def test_packaged_weights_are_not_called_the_hubs(tmp_path: Path, monkeypatch: p
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     packaged = {"model": "packaged:SmolLM2-135M-Instruct", "revision": None}
-    base = find_base(packaged, SelectionBase(architecture="LlamaForCausalLM", num_layers=30))
+    base = find_base(packaged, SelectionBase(architecture="LlamaForCausalLM", num_layers=30), loaded("./cache"))
     assert base.id == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert base.weights == "the Q4_1 de-quantisation of HuggingFaceTB/SmolLM2-135M-Instruct"
     for sha256 in (MODEL_WHEEL.sha256, hashlib.sha256(b"weights").hexdigest()):
@@ -59,16 +70,20 @@ def test_packaged_weights_are_not_called_the_hubs(tmp_path: Path, monkeypatch: p
         ({"revision": "v1"}, {"revision": "v2"}, "at v1, not at v2"),
         ({}, {"licence": "mit"}, "is under llama3, which goes with its adapters; mit contradicts it"),
         ({"model": "other/model"}, {}, "--license: the zoo does not know other/model"),
+        ({"model": "meta-llama/Llama-9"}, {"licence": "apache-2.0"}, "models of meta-llama are under llama2, llama3,"),
     ],
 )
 def test_what_a_base_model_may_not_be_called(backbone: dict[str, Any], options: dict[str, Any], said: str) -> None:
     with pytest.raises(FlexoraError, match=said):
-        find_base(HUB | backbone, LLAMA_3, **options)
+        find_base(HUB | backbone, LLAMA_3, loaded((HUB | backbone)["model"]), **options)
 
 
 def test_a_licence_that_is_the_same_is_no_contradiction() -> None:
     assert licence_for("meta-llama/Meta-Llama-3-8B", "Llama3") == licence_for("meta-llama/Meta-Llama-3-8B", None)
     assert licence_for("other/model", "MIT").id == "mit"
+    # What a licence asks for goes with it, whatever the model is called.
+    assert licence_for("other/llama-3-tuned", "llama3").name_prefix == "Llama 3"
+    assert licence_for("zai-org/glm-4-9b-hf", None) == licence_for("THUDM/glm-4-9b-hf", None)
 
 
 def data(class_path: str, source: str, **options: Any) -> dict[str, Any]:
@@ -83,6 +98,8 @@ def test_rows_are_those_that_were_read() -> None:
     assert (siqa.dataset, siqa.licence, siqa.share_alike) == ("lighteval/siqa", "not verified", False)
     (mirror,) = rows_of(data("flexora.Piqa", "hub:someone/piqa"))
     assert (mirror.dataset, mirror.licence) == ("someone/piqa", "as its page on the hub says")
+    (original,) = rows_of(data("flexora.JsonlMultipleChoice", "hub:allenai/ai2_arc/ARC-Easy"))
+    assert original.share_alike
     # A folder may hold any rows: they are not called the benchmark's.
     (folder,) = rows_of(data("flexora.RaceHigh", "rows"))
     assert folder.dataset is None

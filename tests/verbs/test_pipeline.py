@@ -30,7 +30,9 @@ PER_LAYER = 2 * (32 + 32) + 2 * (32 + 16)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_verb(family: str, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_finetune_evaluate_merge_predict(
+    family: str, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, out = str(recipe(family)), tmp_path / "out"
     if family not in PAPER:  # the report's pictures take a third of the time
         monkeypatch.setattr("flexora.report.html.draw", lambda *_: {})

@@ -13,13 +13,17 @@ from flexora.zoo.selections import zoo_selection
 from tests.tiny import save_model
 
 
-def test_a_selection_of_the_zoo_is_fine_tuned_without_a_search(recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_selection_of_the_zoo_is_fine_tuned_without_a_search(
+    recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     model = save_model(tmp_path / "deep", "llama", layers=32)
     flags = ["--backbone.model", str(model), "--selection", "zoo:llama3-8b/hellaswag", "--data.train_rows=8"]
     assert main(["finetune", "--config", str(recipe()), *flags, "--finetune.trainer.max_epochs=1"]) == 0
     used = Selection.read(tmp_path / "out" / "finetune" / "selection.json")
     assert used.targets == zoo_selection("zoo:llama-3-8b/hellaswag").targets
-    assert used.base.model == "meta-llama/Meta-Llama-3-8B"
+    assert used.base.model == str(model)
+    assert used.source == "zoo:llama3-8b/hellaswag"
+    assert f"was chosen for meta-llama/Meta-Llama-3-8B; here it is used for {model}" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
