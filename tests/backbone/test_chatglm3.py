@@ -23,6 +23,7 @@ from flexora.backbone import chatglm3_weights
 from flexora.backbone.chatglm3 import GENERATIONS, glm_config
 from flexora.backbone.loading import Backbone
 from flexora.cli import main
+from flexora.errors import FlexoraError
 from tests.backbone.chatglm3_reference import CHATGLM3_6B, TINY, Reference, random_reference, save_checkpoint
 from tests.tiny import recipe_text
 
@@ -199,6 +200,20 @@ def test_places(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "exists already" in capsys.readouterr().err
     assert main(["convert", "--help"]) == 0
     assert "NOT on the real 12 GB checkpoint" in capsys.readouterr().out
+
+
+def test_a_converted_model_has_a_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXORA_CACHE", str(tmp_path / "cache"))
+    backbone = Backbone("converted:mine")
+    with pytest.raises(FlexoraError, match="flexora convert --help says how"):
+        backbone.resolve()
+    source = shutil.copytree(checkpoint, tmp_path / "Mine")
+    assert main(["convert", "chatglm3", str(source)]) == 0
+    assert Path(backbone.resolve()) == tmp_path / "cache" / "converted" / "mine"
+    assert backbone.load_config().architectures == ["GlmForCausalLM"]
+    for name in ("converted:../mine", "converted:", "converted:.hidden"):
+        with pytest.raises(FlexoraError, match="names no converted model"):
+            Backbone(name).resolve()
 
 
 def test_no_code_is_fetched_from_the_hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

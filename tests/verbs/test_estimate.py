@@ -13,6 +13,7 @@ from flexora.backbone.adapters import trainable_parameters
 from flexora.backbone.loading import Backbone
 from flexora.cli import main
 from flexora.finetune.module import FinetuneModule
+from tests.tiny import write_jsonl
 from tests.verbs.test_bad_input import failing
 
 
@@ -56,12 +57,22 @@ def test_a_configuration_is_enough(
     assert "40 tokens" in text
 
 
+def test_a_file_of_rows_counts_as_rows_at_hand(
+    recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"{number}?", "choices": ["yes", "no"], "answer": "no"} for number in range(40)]
+    file, config = write_jsonl(tmp_path / "mine.jsonl", rows), recipe()
+    config.write_text(config.read_text().replace("class_path: ArcEasy", "class_path: JsonlMultipleChoice"))
+    flags = ["--data.source", str(file), "--data.test_rows=8"]
+    assert "assumed" not in estimate(capsys, "--config", str(config), *flags)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--length", "many"], "--length: 'many' is no number of tokens; give at least 2"),
         (["--backbone.model", "./nowhere"], "the folder ./nowhere does not exist"),
-        (["--data.source", "./nowhere"], "data.source: ./nowhere is not a folder"),
+        (["--data.source", "./nowhere"], "data.source: nowhere is not a folder"),
         (["--trainer.precision", "bf16-true"], "search: trainer.precision bf16-true is refused"),
     ],
 )

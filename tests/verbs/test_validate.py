@@ -151,3 +151,12 @@ def test_validate_finds_wrong_references(recipe: Callable[..., Path], capsys: py
 def test_validate_accepts_a_good_recipe(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(recipe("glm"))]) == 0
     assert capsys.readouterr().out.endswith(": ok\n")
+
+
+def test_what_is_reported_must_be_there_before_anything_is_trained(
+    recipe: Callable[..., Path], benchmark_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = benchmark_folder / "train.jsonl"
+    line = failing(["run", "--config", str(recipe()), "--data.source", str(file)], capfd)
+    assert "train.jsonl is the train split alone; cut a test split from it with data.test_rows" in line
+    assert not (tmp_path / "out" / "search").exists()
