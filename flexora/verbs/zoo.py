@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
 
 from flexora.errors import FlexoraError
 from flexora.zoo.adapters import record_of
@@ -61,15 +61,17 @@ def _record(folder: Path, recipe: str, location: str) -> None:
 
 
 def _list(kinds: Sequence[str], console: Console, marks: tuple[str, str]) -> None:
+    """Print each table with its last column below the others: next to them it would not fit a terminal."""
     listings = {"models": models, "selections": lambda: selections(marks), "adapters": adapters}
     for kind in kinds:
         listing = listings[kind]()
-        table = Table(title=listing.name, title_justify="left", box=None, pad_edge=False)
-        for place, column in enumerate(listing.header):
-            table.add_column(column, no_wrap=place in (0, 2), overflow="fold")
-        for row in listing.rows:
-            table.add_row(*row)
-        console.print(table)
+        widths = [max(map(len, column)) for column in zip(listing.header, *listing.rows, strict=True)]
+        console.print(listing.name, style="bold")
+        for *cells, last in listing.rows:
+            line = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False))
+            console.print(f"  {line.rstrip()}", soft_wrap=True, highlight=False)
+            if last:
+                console.print(Padding(f"{listing.header[-1]}: {last}", (0, 0, 0, 6)), style="dim", highlight=False)
 
 
 def _show_layers(name: str, console: Console, marks: tuple[str, str]) -> None:

@@ -60,8 +60,9 @@ def models() -> Listing:
         rows.append((name, facts.id, str(facts.shape.num_hidden_layers), f"{facts.lora_parameters:,}", said))
     return Listing(
         "models",
-        "Base models. LoRA is counted for r 8 on the projections that the model adapts by default: query and value, of "
-        "ChatGLM3 the key too.",
+        "Base models, as their published configurations describe them (none was fetched here, no commit is pinned). "
+        "LoRA is counted for r 8 on the projections that a model adapts by default: query and value, of ChatGLM3 the "
+        "key too.",
         ("model", "hub id", "layers", "LoRA a layer", "licence"),
         rows,
     )
