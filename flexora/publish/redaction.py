@@ -53,9 +53,10 @@ def public_results(results: Results, base: Base) -> Results:
 
 
 def public_selection(selection: Selection, base: Base) -> Selection:
-    """A selection of the hub's base model."""
+    """A selection of the hub's base model; where it was taken from, others can see of a reference alone."""
     known = selection.base.model_copy(update={"model": base.id, "revision": base.revision})
-    return selection.model_copy(update={"base": known})
+    source = selection.source if selection.source and is_reference(selection.source) else None
+    return selection.model_copy(update={"base": known, "source": source})
 
 
 def public_arms(arms: Sequence[str]) -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from huggingface_hub import constants
 
 from flexora.cli import main
@@ -16,6 +19,23 @@ from tests.tiny import recipe_text
 
 #: What the base model of the run is said to be: the zoo does not know it.
 BASE = ["--base-id=tiny/llama-base", "--base-revision=v1", "--license=apache-2.0"]
+
+
+def publish(run_dir: Path, *options: str) -> int:
+    """Publish a run as ``me/arc-tiny``."""
+    return main(["publish", str(run_dir), "--repo-id=me/arc-tiny", *BASE, *options])
+
+
+def rewrite(file: Path, change: dict[str, Any]) -> None:
+    """Put values into a YAML or JSON file, by dotted names."""
+    content = yaml.safe_load(file.read_text())
+    for name, value in change.items():
+        *parents, last = name.split(".")
+        inner = content
+        for parent in parents:
+            inner = inner[parent]
+        inner[last] = value
+    file.write_text(json.dumps(content))  # JSON is YAML too
 
 
 @pytest.fixture(scope="package")

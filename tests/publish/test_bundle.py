@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,13 +23,12 @@ from flexora.publish.base import Base
 from flexora.publish.bundle import files_of
 from flexora.publish.card import model_card
 from flexora.publish.figures import eval_result_entries
-from flexora.publish.leaks import private_texts, require_no_leak
 from flexora.publish.rows import Rows
 from flexora.publish.run import FinishedRun
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
 from flexora.zoo.models import Licence
-from tests.publish.conftest import BASE
+from tests.publish.conftest import publish, rewrite
 
 FILES = {
     "README.md",
@@ -56,22 +54,6 @@ base, adapter, output = sys.argv[1:]
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
 torch.save(model(torch.arange(24).reshape(2, 12)).logits, output)
 """
-
-
-def publish(run_dir: Path, *options: str) -> int:
-    return main(["publish", str(run_dir), "--repo-id=me/arc-tiny", *BASE, *options])
-
-
-def rewrite(file: Path, change: dict[str, Any]) -> None:
-    """Put values into a YAML or JSON file, by dotted names."""
-    content = yaml.safe_load(file.read_text())
-    for name, value in change.items():
-        *parents, last = name.split(".")
-        inner = content
-        for parent in parents:
-            inner = inner[parent]
-        inner[last] = value
-    file.write_text(json.dumps(content))  # JSON is YAML too
 
 
 def test_the_folder_holds_what_others_need_and_nothing_of_this_machine(
@@ -110,6 +92,10 @@ def test_the_folder_holds_what_others_need_and_nothing_of_this_machine(
     assert recipe["search"] == yaml.safe_load((own / "config.yaml").read_text())["search"]
     assert all(str(tmp_path.parent).encode() not in file.read_bytes() for file in files_of(folder))
 
+
+def test_the_card_says_what_was_made_and_how_to_use_it(run_dir: Path) -> None:
+    assert publish(run_dir) == 0
+    folder = run_dir / "publish"
     card = ModelCard.load(folder / "README.md")
     assert card.data.to_dict() == {
         "base_model": "tiny/llama-base",
@@ -124,16 +110,23 @@ def test_the_folder_holds_what_others_need_and_nothing_of_this_machine(
         "The search was short and is illustrative",
         'PeftModel.from_pretrained(base, "me/arc-tiny")',
         'AutoModelForCausalLM.from_pretrained("tiny/llama-base", revision="v1")',
-        f"ArcEasy, test split, all {results.rows} rows",
+        "ArcEasy, test split, all 13 rows",
         "precision 32-true, seed 3",
         "a folder of the author's own",
     ):
         assert said in card.text
     chosen = re.search(r"`([█░]+)`", card.text)
     assert chosen is not None
-    assert [layer for layer, mark in enumerate(chosen[1]) if mark == "█"] == selection.layers
+    assert [layer for layer, mark in enumerate(chosen[1]) if mark == "█"] == Selection.read(
+        folder / "selection.json"
+    ).layers
 
-    # The same again, in place; but not in the place of something else.
+
+def test_a_folder_is_written_again_but_not_in_the_place_of_another(
+    run_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert publish(run_dir) == 0
+    folder = run_dir / "publish"
     assert publish(run_dir) == 0
     assert {str(file.relative_to(folder)) for file in files_of(folder)} == FILES
     (folder / "thesis.tex").write_text("years of work")
@@ -246,62 +239,3 @@ def test_figures_of_another_adapter_or_base_are_refused(run_dir: Path, capfd: py
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
     assert publish(run_dir) == 2
     assert "the evaluation is not of the adapter" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("where", ["recipe", "selection", "weights"])
-def test_what_is_private_is_found_before_anything_is_written(
-    where: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "planted-secret-0815")
-    card = run_dir / "publish" / "README.md"
-    if where == "recipe":
-        assert publish(run_dir) == 0
-        before = card.read_bytes()
-        rewrite(run_dir / "finetune" / "config.yaml", {"report.title": "key planted-secret-0815"})
-        said = "config.yaml would publish the value of WANDB_API_KEY"
-    elif where == "selection":
-        rewrite(run_dir / "finetune" / "selection.json", {"data.name": "rows of /home/alice/rows"})
-        said = "would publish the local path /home/alice/rows"
-    else:
-        weights = run_dir / "finetune" / "adapter" / "adapter_model.safetensors"
-        save_file(load_file(weights), weights, metadata={"format": "pt", "from": "/mnt/alice/run"})
-        sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
-        rewrite(run_dir / "evaluate" / "done.json", {"adapters.flexora": sha256})
-        said = "adapter_model.safetensors would publish the local path /mnt/alice/run"
-    capfd.readouterr()
-    assert publish(run_dir) == 2
-    (line,) = capfd.readouterr().err.splitlines()
-    assert said in line
-    assert "planted-secret" not in line
-    if where == "recipe":
-        assert card.read_bytes() == before
-    else:
-        assert not card.parent.exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("by alice-b, on her machine", "the user's name"),
-        ("on node-17.lab.org", "the host's name"),
-        ("on node-17", "the host's name, short"),
-        ("token: s3cret-of-hub", "the hub's token"),
-        ("key hf_" + "x" * 34, "what looks like an access token"),
-        ('{"path": "/scratch/data/x"}', "the local path /scratch/data/x"),
-        ("see ~/notes", "the local path ~/notes"),
-        (r"C:\Users\bob", r"the local path C:\Users\bob"),
-        ("https://huggingface.co/a/b, [x](https://arxiv.org/abs/2408.10774) search/selection.json and/or </s>", None),
-        ("malice-b, node-170, alice-b/arc on the hub", None),
-    ],
-)
-def test_what_counts_as_private(text: str, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOGNAME", "alice-b")
-    monkeypatch.setenv("HF_TOKEN", "s3cret-of-hub")
-    monkeypatch.setattr("socket.gethostname", lambda: "node-17.lab.org")
-    (tmp_path / "README.md").write_text(text)
-    private = private_texts(Path("runs/demo"))
-    if found is None:
-        require_no_leak(tmp_path, private, meant=("alice-b/arc",))
-        return
-    with pytest.raises(Exception, match=re.escape(f"README.md would publish {found};")):
-        require_no_leak(tmp_path, private, meant=("alice-b/arc",))

@@ -12,14 +12,10 @@ from flexora.publish.bundle import files_of
 from flexora.search.selection import Selection
 from flexora.zoo.hub import _download
 from flexora.zoo.references import referenced_selection
-from tests.publish.conftest import BASE
+from tests.publish.conftest import publish
 from tests.publish.fake_hub import FakeHub, Repository
 
 REPO = "me/arc-tiny"
-
-
-def publish(run_dir: Path, *options: str) -> int:
-    return main(["publish", str(run_dir), f"--repo-id={REPO}", *BASE, *options])
 
 
 def test_what_is_pushed_is_what_is_in_the_folder(
