@@ -1,0 +1,209 @@
+"""What chooses the layers of an arm: the search, controls, and, in :mod:`flexora.compare.probes`, probes."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flexora.errors import FlexoraError
+from flexora.search.rules import Positive, SelectionRule
+from flexora.search.selection import Selection
+from flexora.search.units import flatten
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from flexora.data.datamodule import AnswerDataModule
+    from flexora.finetune.module import FinetuneModule
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a selector may look at.
+
+    Attributes:
+        num_layers: Number of decoder layers n.
+        seed: The trial's seed.
+        draw: Number of the draw, of an arm with several.
+        selections: What the arms chose that the selector named in ``needs``, for the same benchmark and seed.
+        trainer: Settings of the recipe's trainer, with those of its fine-tune.
+        module: The fine-tune with an adapter on all layers; it loads its model in ``configure_model``.
+        data: The benchmark. A selector may use its ``train_set`` and ``validation_set``.
+    """
+
+    num_layers: int
+    seed: int
+    draw: int
+    selections: Mapping[str, Selection]
+    trainer: Mapping[str, Any]
+    module: FinetuneModule | None = None
+    data: AnswerDataModule | None = None
+
+    def new_trainer(self, **settings: Any) -> L.Trainer:
+        """A Trainer on the recipe's device, in its precision, that leaves nothing behind."""
+        import lightning as L
+
+        kept = {name: self.trainer[name] for name in ("accelerator", "precision") if self.trainer.get(name)}
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "devices": 1}
+        return L.Trainer(
+            **{**kept, **quiet, "enable_progress_bar": False, "use_distributed_sampler": False, **settings}
+        )
+
+
+class LayerSelector(ABC):
+    """Chooses the layers of an arm."""
+
+    #: Whether it looks at model and rows, and so gets a process of its own.
+    looks: bool = False
+
+    @abstractmethod
+    def choose(self, task: Task) -> list[int]:
+        """The chosen layers: sorted 0-based indices, at least one."""
+
+    @property
+    def needs(self) -> list[str]:
+        """Arms that must be done before."""
+        return []
+
+
+class NoLayers(LayerSelector):
+    """The base model as it is."""
+
+    def choose(self, task: Task) -> list[int]:
+        """No layer."""
+        return []
+
+
+class Search(LayerSelector):
+    """The search phase, with the settings of the recipe's ``search`` section and of the arm."""
+
+    def choose(self, task: Task) -> list[int]:
+        """Not here.
+
+        Raises:
+            FlexoraError: Always: ``flexora search`` chooses.
+        """
+        raise FlexoraError("compare: the layers of a Search arm are chosen by flexora search")
+
+
+class AllLayers(LayerSelector):
+    """Every layer, as plain LoRA."""
+
+    def choose(self, task: Task) -> list[int]:
+        """All layers."""
+        return list(range(task.num_layers))
+
+
+class FromSearch(LayerSelector):
+    """Another rule on the alpha of an arm that has searched.
+
+    Args:
+        arm: Name of that arm.
+        rule: The rule; alpha > 0 by default.
+    """
+
+    def __init__(self, arm: str, rule: SelectionRule | None = None) -> None:
+        self.arm = arm
+        self.rule = rule or Positive()
+
+    @property
+    def needs(self) -> list[str]:
+        """The arm that has searched."""
+        return [self.arm]
+
+    def choose(self, task: Task) -> list[int]:
+        """What the rule says of the other arm's alpha.
+
+        Raises:
+            FlexoraError: If that arm has not searched, or has gates for projections.
+        """
+        found = task.selections[self.arm]
+        if found.alpha is None or found.projections is not None:
+            raise FlexoraError(f"compare: {self.arm} has no alpha of its layers; name an arm with a layer-wise Search")
+        sizes = (found.search or {}).get("unit_sizes") or [1]
+        return self.rule(flatten(found.alpha), [sizes[0]] * found.num_layers)
+
+
+class Counted(LayerSelector):
+    """Chooses a number of layers.
+
+    Args:
+        k: The number.
+        like: The arm whose number it takes instead, for the same benchmark and seed.
+    """
+
+    def __init__(self, k: int | None = None, like: str | None = None) -> None:
+        if (k is None) == (like is None):
+            raise FlexoraError(f"compare: {type(self).__name__} needs either k or like, a number or the name of an arm")
+        if k is not None and k < 1:
+            raise FlexoraError(f"compare: {type(self).__name__}.k: {k} is too small; choose at least 1")
+        self.k = k
+        self.like = like
+
+    @property
+    def needs(self) -> list[str]:
+        """The arm whose number of layers is taken."""
+        return [] if self.like is None else [self.like]
+
+    def count(self, task: Task) -> int:
+        """How many layers.
+
+        Raises:
+            FlexoraError: If the model has fewer.
+        """
+        count = self.k if self.like is None else len(task.selections[self.like].layers)
+        if count is None or count > task.num_layers:
+            raise FlexoraError(f"compare: {type(self).__name__}: {count} layers are asked for of {task.num_layers}")
+        return count
+
+
+class RandomLayers(Counted):
+    """Layers drawn at random; another choice for each seed and draw."""
+
+    def choose(self, task: Task) -> list[int]:
+        """A random choice."""
+        drawn = random.Random(f"{task.seed} {task.draw}")
+        return sorted(drawn.sample(range(task.num_layers), self.count(task)))
+
+
+class FirstLayers(Counted):
+    """The layers nearest to the input."""
+
+    def choose(self, task: Task) -> list[int]:
+        """The first k."""
+        return list(range(self.count(task)))
+
+
+class LastLayers(Counted):
+    """The layers nearest to the head."""
+
+    def choose(self, task: Task) -> list[int]:
+        """The last k."""
+        return list(range(task.num_layers))[-self.count(task) :]
+
+
+class SpreadLayers(Counted):
+    """Layers at even distances; every second one for half of them."""
+
+    def choose(self, task: Task) -> list[int]:
+        """The k layers nearest to even distances."""
+        count = self.count(task)
+        return [place * task.num_layers // count for place in range(count)]
+
+
+class Scored(Counted):
+    """Gives each layer a score, and chooses those with the highest."""
+
+    looks = True
+
+    @abstractmethod
+    def scores(self, task: Task) -> Sequence[float]:
+        """How much each layer deserves an adapter, ``[n]``."""
+
+    def choose(self, task: Task) -> list[int]:
+        """The k layers with the highest scores."""
+        scores = self.scores(task)
+        return sorted(sorted(range(task.num_layers), key=lambda layer: -scores[layer])[: self.count(task)])
