@@ -15,6 +15,7 @@ VERBS = {
     "search": "find the decoder layers that deserve LoRA",
     "finetune": "train an adapter on chosen layers: --selection FILE, zoo:NAME, hf:NAME, all, or 0,3,5-9",
     "evaluate": "score the base model and adapters on the benchmark",
+    "compare": "the same budget for Flexora, LoRA, controls and rivals: a study over benchmarks and seeds",
     "predict": "answer new rows: --rows FILE, --adapter flexora, lora, base or a folder",
     "merge": "write base model and adapter as one model: --adapter flexora, lora or a folder, --to FOLDER",
     "publish": "a finished run as a folder for the hub, with its card; --repo-id USER/NAME, --push uploads it",

@@ -24,9 +24,9 @@ from flexora.errors import FlexoraError
 class AnswerDataModule(EncodedDataModule):
     """Rows with answers for the search, the fine-tune and the evaluation.
 
-    The train split is shuffled by ``split_seed``; its first ``validation_rows`` are held out (the search's outer
+    The train split is shuffled by ``train_seed``; its first ``validation_rows`` are held out (the search's outer
     problem and the fine-tune's choice of the best epoch), the next ``train_rows`` are trained on. The reported split
-    is only ever evaluated; train rows that occur in it are left out.
+    is only ever evaluated; train rows that occur in it are left out. ``development_rows`` stand in its place.
 
     The settings are those of :class:`EncodedDataModule`.
     """
@@ -39,7 +39,7 @@ class AnswerDataModule(EncodedDataModule):
     def prepare_data(self) -> None:
         """Fill the caches once per machine; an evaluation needs no training rows."""
         testing = self.trainer is not None and self.trainer.state.fn == TrainerFn.TESTING
-        _ = self.reported_split_rows if testing else self.train_split
+        _ = self.reported_set if testing else self.train_split
 
     @cached_property
     def _train_order(self) -> list[int]:
@@ -50,11 +50,20 @@ class AnswerDataModule(EncodedDataModule):
                 f"data: {self.benchmark_name} has {total} train rows, but validation_rows {self.validation_rows} and "
                 f"train_rows {self.train_rows or 'all'} need {wanted}; lower one of them"
             )
-        return [int(row) for row in permutation(total, self.split_seed, 0)]
+        return [int(row) for row in permutation(total, self.train_seed, 0)]
 
     @cached_property
     def train_split(self) -> Dataset:
-        """The train rows that do not occur in the reported split."""
+        """The train rows that do not occur in the reported split, nor among the development rows."""
+        rows = self._train_rows
+        if self.development_rows is None:
+            return rows
+        scored = set(self.development_set["line"])
+        rest = rows.select([place for place, line in enumerate(rows["line"]) if line not in scored])
+        return without_reported(rest, {"the development rows": self.development_set}, self.benchmark_name, self.unit)
+
+    @cached_property
+    def _train_rows(self) -> Dataset:
         if not self.trained:
             raise FlexoraError(f"data: {self.benchmark_name} is for evaluation only; search and train on another one")
         rows = self.rows("train")
@@ -62,6 +71,19 @@ class AnswerDataModule(EncodedDataModule):
             return rows
         reported = {f"the {self.reported_split} split": self.reported_split_rows}
         return without_reported(rows, reported, self.benchmark_name, self.unit)
+
+    @cached_property
+    def development_set(self) -> Dataset:
+        """The development rows, encoded as reported rows are."""
+        lines = self._train_rows["line"]
+        if self.development_rows is None or self.development_rows >= len(lines):
+            raise FlexoraError(
+                f"data.development_rows: {self.development_rows} of {len(lines)} train rows of {self.benchmark_name}; "
+                "give a number that leaves some to train on"
+            )
+        scored = {lines[row] for row in permutation(len(lines), self.split_seed, 4)[: self.development_rows]}
+        rows = self.rows("train", reported=True)
+        return rows.select([place for place, line in enumerate(rows["line"]) if line in scored])
 
     def has_reported_rows(self) -> bool:
         """Whether there is a reported split, as far as that can be told without asking the hub."""
@@ -76,7 +98,7 @@ class AnswerDataModule(EncodedDataModule):
         end = None if self.train_rows is None else self.validation_rows + self.train_rows
         order = self._train_order[:end]
         if draw:
-            order = [order[place] for place in permutation(len(order), self.split_seed, draw)]
+            order = [order[place] for place in permutation(len(order), self.train_seed, draw)]
         held_out, trained = order[: self.validation_rows], order[self.validation_rows :]
         return self.train_split.select(trained), self.train_split.select(held_out)
 
@@ -90,10 +112,19 @@ class AnswerDataModule(EncodedDataModule):
         """The rows held out of the train split."""
         return self.split()[1]
 
+    @property
+    def scored_split(self) -> str:
+        """Name of what is scored: the reported split, or the development rows."""
+        return self.reported_split if self.development_rows is None else "development"
+
     @cached_property
     def reported_rows(self) -> int:
-        """Number of rows of the whole reported split."""
-        return len(self.reported_split_rows)
+        """Number of rows of the whole of it."""
+        return len(self._scored_rows)
+
+    @property
+    def _scored_rows(self) -> Dataset:
+        return self.reported_split_rows if self.development_rows is None else self.development_set
 
     @cached_property
     def reported_split_rows(self) -> Dataset:
@@ -102,11 +133,11 @@ class AnswerDataModule(EncodedDataModule):
 
     @cached_property
     def reported_set(self) -> Dataset:
-        """The rows of the reported split that are evaluated: a fixed cut drawn by ``split_seed``, or all."""
+        """The rows that are evaluated, of the reported split: a fixed cut drawn by ``split_seed``, or all."""
         if self.evaluate_rows is None or self.evaluate_rows >= self.reported_rows:
-            return self.reported_split_rows
+            return self._scored_rows
         chosen = sorted(permutation(self.reported_rows, self.split_seed, 1)[: self.evaluate_rows].tolist())
-        return self.reported_split_rows.select(chosen)
+        return self._scored_rows.select(chosen)
 
     @property
     def fingerprint(self) -> str:

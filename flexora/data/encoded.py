@@ -44,6 +44,8 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         validation_rows: Rows held out of the train split.
         train_rows: Rows to train on; all that remain by default.
         evaluate_rows: Rows of the reported split to evaluate, drawn by ``split_seed``; all by default.
+        development_rows: Score so many rows of the train split, drawn by ``split_seed``, in place of the reported
+            split: neither searched nor trained on, they judge settings while the reported split stays untouched.
         max_length: Longest sequence in tokens; longer prompts are cut on the left, answers never.
         chat_template: Write every prompt as the user's turn of the tokenizer's chat template.
         num_fewshot: Solved examples before each reported row, drawn from the train split by ``split_seed``; training
@@ -55,6 +57,8 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         bad_rows: What to do when rows cannot be used: ``refuse`` the split, or ``skip`` them. Both count them and show
             the first three.
         split_seed: Seed of the splits. It stays the same when ``seed`` varies, so that seeds share their rows.
+        train_seed: Seed of which rows are held out and which are trained on; ``split_seed`` by default. With another
+            one they are others, and the rows that are scored the same.
         seed: Seed of the training order. Recipes fill it in from their own section.
     """
 
@@ -77,6 +81,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         validation_rows: int = 200,
         train_rows: int | None = None,
         evaluate_rows: int | None = None,
+        development_rows: int | None = None,
         max_length: int = 1024,
         chat_template: bool = False,
         num_fewshot: int = 0,
@@ -84,17 +89,21 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         validation_objective: Objective | None = None,
         bad_rows: Literal["refuse", "skip"] = "refuse",
         split_seed: int = 0,
+        train_seed: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         counts: dict[str, int | None] = {"batch_size": batch_size, "evaluate_tokens": evaluate_tokens}
         counts |= {"validation_rows": validation_rows, "train_rows": train_rows, "evaluate_rows": evaluate_rows}
         counts |= {"max_length": max_length, "max_tokens_per_batch": max_tokens_per_batch}
+        counts |= {"development_rows": development_rows}
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise FlexoraError(f"data.{name}: {value} is too small; give at least 1")
         if num_fewshot < 0:
             raise FlexoraError(f"data.num_fewshot: {num_fewshot} is too small; give 0 or more")
+        if num_fewshot and development_rows:
+            raise FlexoraError("data.development_rows: solved examples might be among them; set data.num_fewshot to 0")
         self.backbone = backbone or Backbone()
         self.source = source
         self.batch_size = batch_size
@@ -103,6 +112,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         self.validation_rows = validation_rows
         self.train_rows = train_rows
         self.evaluate_rows = evaluate_rows
+        self.development_rows = development_rows
         self.max_length = max_length
         self.chat_template = chat_template
         self.num_fewshot = num_fewshot
@@ -110,6 +120,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         self.validation_objective: Objective = validation_objective or objective
         self.bad_rows = bad_rows
         self.split_seed = split_seed
+        self.train_seed = split_seed if train_seed is None else train_seed
         self.seed = seed
 
     @abstractmethod

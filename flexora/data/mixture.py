@@ -75,8 +75,9 @@ class CommonsenseMixture(AnswerDataModule):
         """The benchmarks."""
         shared = {
             name: getattr(self, name)
-            for name in ("evaluate_tokens", "evaluate_rows", "max_length", "chat_template", "num_fewshot", "bad_rows")
+            for name in ("evaluate_tokens", "evaluate_rows", "development_rows", "max_length", "chat_template")
         }
+        shared |= {"num_fewshot": self.num_fewshot, "bad_rows": self.bad_rows}
         return [
             member(
                 self.backbone,

@@ -105,6 +105,7 @@ class FinetuneModule(L.LightningModule):
         self.initial_adapter = initial_adapter
         self.seed = seed
         self.model: PeftModel | None = None
+        self.train_loss = MeanMetric()
         self.val_loss = MeanMetric()
 
     def configure_model(self) -> None:
@@ -206,6 +207,8 @@ class FinetuneModule(L.LightningModule):
             loss_sum = answer_loss(self.peft_model, batch)
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         self.log("train_loss", loss_sum.detach() / terms(batch), prog_bar=True)
+        self.train_loss.update(loss_sum.detach() / terms(batch), weight=terms(batch))
+        self.log("train_loss_of_epoch", self.train_loss, on_step=False, on_epoch=True)
         if isinstance(self.adapter, AdaLoraConfig):  # weighted like the rest: once a step, however many batches it has
             loss_sum = loss_sum + terms(batch) * orthogonality(self.peft_model)
         return loss_sum / batch["normalizer"] * parts

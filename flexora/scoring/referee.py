@@ -57,8 +57,8 @@ def require_referee(data: AnswerDataModule, backbone: Backbone, devices: int) ->
         devices: Devices of the evaluation. The harness would spread its own processes over several.
 
     Raises:
-        FlexoraError: If it is not installed, the rows have no choices or are a chat, the base is in 4 bits, or there
-            are several devices.
+        FlexoraError: If it is not installed, the rows have no choices, are a chat or no reported ones, the base is in
+            4 bits, or there are several devices.
     """
     if devices > 1:
         raise FlexoraError("evaluate.referee: the harness scores on one device; set evaluate.trainer.devices to 1")
@@ -67,6 +67,8 @@ def require_referee(data: AnswerDataModule, backbone: Backbone, devices: int) ->
     if find_spec("lm_eval") is None:
         raise FlexoraError("evaluate.referee: lm-eval is not installed; run pip install 'flexora[referee]'")
     for part in data.parts:
+        if part.development_rows is not None:
+            raise FlexoraError("evaluate.referee: it scores reported rows; remove data.development_rows")
         if not isinstance(part, MultipleChoiceDataModule) or part.chat_template:
             raise FlexoraError(
                 f"evaluate.referee: {part.benchmark_name} has no choices or a chat template; score it without a referee"

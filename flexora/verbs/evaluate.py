@@ -18,6 +18,7 @@ from flexora.scoring.module import ScoreModule, score
 from flexora.scoring.referee import compare, harness_model, harness_scores, require_referee
 from flexora.scoring.results import Results
 from flexora.scoring.samples import write_samples
+from flexora.usage import measured
 from flexora.verbs.arms import adapter_of, fingerprints
 from flexora.verbs.phase import lightning_cli, plain_errors
 from flexora.verbs.scored import asked_for, gone_arms, is_scored, keep_comparisons, require_same_rows
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         Console(stderr=True).print(
             f"evaluate: {arm}: its adapter is not the one that was scored; left out", soft_wrap=True
         )
-    with folder.locked():
+    with folder.locked(), measured(folder.root / "evaluate"):
         if not again:
             folder.start("evaluate", settings)
         results, rows = _score(cli, adapters)
@@ -123,7 +124,7 @@ def _score(cli: LightningCLI, adapters: dict[str, Path | None]) -> tuple[Results
     results = [
         Results(
             benchmark=part.benchmark_name,
-            split=part.reported_split,
+            split=part.scored_split,
             rows=len(part.reported_set),
             split_rows=part.reported_rows,
             model=cli.model.backbone.model,

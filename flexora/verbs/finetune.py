@@ -15,11 +15,13 @@ from flexora.backbone.adapters import trainable_parameters
 from flexora.backbone.loading import Backbone, describe
 from flexora.checkpoint import read_checkpoint
 from flexora.errors import FlexoraError
+from flexora.finetune.history import EpochHistory
 from flexora.finetune.module import FinetuneModule
 from flexora.finetune.warm_start import require_start
 from flexora.report.html import write_report
 from flexora.search.named import resolve_selection
 from flexora.search.selection import Selection
+from flexora.usage import measured
 from flexora.verbs.phase import lightning_cli, plain_errors
 from flexora.verbs.settings import Recipe
 from flexora.zoo.models import known_model
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         FinetuneModule,
         recipe.module("finetune") | {"selection": str(folder.selection_of(name))},
         trainer={"enable_model_summary": False},
-        callbacks=[checkpoints],
+        callbacks=[checkpoints, EpochHistory(place)],
         folder=place,
     )
     if not cli.trainer.is_global_zero:  # another device's process of the same fine-tune: the first one writes
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         "targets": selection.model_dump(mode="json")["targets"],
         "devices": cli.trainer.world_size,  # times the accumulation they decide the batches of a step
     }
-    with folder.locked():
+    with folder.locked(), measured(place):
         folder.start(name, settings)
         folder.write_config(name, recipe.text)
         selection.write(folder.selection_of(name))
@@ -72,7 +74,8 @@ def main(arguments: Sequence[str]) -> int:
         # AdaLoRA has brought its ranks down to target_r at the end alone.
         tuned.save_adapter(place / "adapter", None if isinstance(tuned.adapter, AdaLoraConfig) else best["state_dict"])
         folder.finish(name, settings)
-        write_report(folder.root, recipe.sections["report"]["title"])
+        if name == "finetune":  # the report knows no other
+            write_report(folder.root, recipe.sections["report"]["title"])
     Console().print(
         f"{len(selection.layers)} layers, {parameters:,} trainable parameters; adapter in {place / 'adapter'}",
         soft_wrap=True,

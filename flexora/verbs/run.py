@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 from torch.distributed import is_torchelastic_launched
 
 from flexora.backbone.limits import Phase
 from flexora.errors import FlexoraError
+from flexora.processes import forwarded
 from flexora.report.html import write_report
 from flexora.report.terminal import gate_bars, results_table
 from flexora.scoring.results import Results
@@ -125,24 +123,6 @@ def _call(command: Sequence[str]) -> int:
     """Run a phase, pass signals on to it, and return its exit status (128 + n after signal n)."""
     # A process group of its own: Ctrl-C in the terminal reaches this process alone, which hands it on once.
     process = subprocess.Popen(command, process_group=0)
-    with _forwarded(process):
+    with forwarded(process.send_signal):
         status = process.wait()
     return 128 - status if status < 0 else status
-
-
-@contextmanager
-def _forwarded(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Hand signals on to the phase, which saves and ends; this process waits for it."""
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)  # Lightning saves on SIGTERM
-
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup asks to outlive the terminal
-        numbers.append(signal.SIGHUP)
-    old = {number: signal.signal(number, forward) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -14,6 +14,7 @@ from flexora.report.summary import chosen, listing, stability_lines
 from flexora.report.terminal import gate_bars
 from flexora.search.callbacks import SearchFiles
 from flexora.search.module import SearchModule
+from flexora.usage import measured
 from flexora.verbs.phase import lightning_cli, plain_errors
 from flexora.verbs.settings import Recipe
 
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     if not cli.trainer.is_global_zero:  # another device's process of the same search: the first one writes
         _fit(cli)
         return 0
-    with folder.locked():
+    with folder.locked(), measured(folder.root / "search"):
         folder.start("search", recipe.settings("search"))
         folder.write_config("search", recipe.text)
         _fit(cli)

@@ -35,6 +35,7 @@ UNDECISIVE_DATA: dict[Phase, set[str]] = {
         "batch_size",
         "max_tokens_per_batch",
         "train_rows",
+        "train_seed",
         "validation_rows",
         "evaluate_tokens",
         "objective",

@@ -1,0 +1,1 @@
+"""Probes: layers scored by what a look at model and rows says."""

@@ -1,0 +1,202 @@
+"""Work through the trials of a study: some at a time, each a chain of processes, with the time that is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from pathlib import Path
+from statistics import mean
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from flexora.compare.study import Study, Trial, threads_of
+from flexora.compare.trial import commands, is_done, read_row
+from flexora.errors import FlexoraError, Interrupted
+from flexora.processes import forwarded
+
+#: Seconds between two looks at the processes.
+TICK = 0.2
+
+
+@dataclass
+class Worker:
+    """A trial at work.
+
+    Attributes:
+        trial: The trial.
+        slot: Which of the jobs it is, for the choice of a GPU.
+        log: Where its processes print.
+        steps: What is left of it.
+        process: The process of the present step.
+        step: Name of that step.
+    """
+
+    trial: Trial
+    slot: int
+    log: IO[bytes]
+    steps: Iterator[tuple[str, list[str]]]
+    process: subprocess.Popen[bytes] | None = None
+    step: str = ""
+
+
+@dataclass
+class Schedule:
+    """The trials of a study that are to be done, and how far they are.
+
+    Attributes:
+        study: The study.
+        arguments: Command line of the study.
+        jobs: Trials at the same time.
+    """
+
+    study: Study
+    arguments: list[str]
+    jobs: int
+    failed: dict[Trial, str] = field(default_factory=dict)
+    _workers: list[Worker] = field(default_factory=list)
+    _stopped: int = 0
+
+    def run(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Do every trial that is not done yet; what one needs is done before it.
+
+        Returns:
+            Those that failed, or that need one that did.
+
+        Raises:
+            Interrupted: If a signal came; the phases have saved their state.
+        """
+        graph = TopologicalSorter(self._graph(trials))
+        graph.prepare()
+        waiting: list[Trial] = []
+        total = [trial for trial in self._graph(trials) if not is_done(self.study, trial)]
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        console = Console()
+        with Progress(*columns, console=console) as bar, forwarded(self._signal):
+            task = bar.add_task("study", total=len(total))
+            while graph.is_active():
+                waiting += graph.get_ready()
+                while waiting and len(self._workers) < self.jobs and not self._stopped:
+                    trial = waiting.pop(0)
+                    if is_done(self.study, trial) or self._cannot(trial):
+                        graph.done(trial)
+                        waiting += graph.get_ready()
+                    else:
+                        self._start(trial)
+                for worker in list(self._workers):
+                    if self._advance(worker):
+                        graph.done(worker.trial)
+                        bar.advance(task)
+                        console.print(self._line(worker, len(total)), soft_wrap=True)
+                if self._stopped and not self._workers:
+                    raise Interrupted(128 + self._stopped)
+                bar.update(task, description=self._present(total))
+                time.sleep(TICK if self._workers else 0)
+        return list(self.failed)
+
+    def _graph(self, trials: Sequence[Trial]) -> dict[Trial, list[Trial]]:
+        graph: dict[Trial, list[Trial]] = {}
+        open_ones = list(trials)
+        while open_ones:
+            trial = open_ones.pop(0)
+            if trial not in graph:
+                graph[trial] = self.study.needs(trial)
+                open_ones += graph[trial]
+        return graph
+
+    def _cannot(self, trial: Trial) -> bool:
+        missing = [need for need in self.study.needs(trial) if need in self.failed]
+        if missing:
+            self.failed[trial] = f"needs {missing[0]}, which failed"
+        return bool(missing)
+
+    def _start(self, trial: Trial) -> None:
+        folder = self.study.run_folder(trial).root
+        folder.mkdir(parents=True, exist_ok=True)
+        slot = min(set(range(self.jobs)) - {worker.slot for worker in self._workers})
+        log = (folder / "log.txt").open("ab")
+        self._workers.append(Worker(trial, slot, log, commands(self.study, trial, self.arguments)))
+
+    def _advance(self, worker: Worker) -> bool:
+        """Start a worker's next step if its present one has ended; tell whether the trial has ended."""
+        status = None if worker.process is None else worker.process.poll()
+        if worker.process is not None and status is None:
+            return False
+        if status or self._stopped:
+            if not self._stopped:
+                self.failed[worker.trial] = f"{worker.step}: {last_line(Path(worker.log.name))}"
+            return self._end(worker)
+        try:
+            worker.step, command = next(worker.steps)
+        except StopIteration:
+            return self._end(worker)
+        except (FlexoraError, OSError) as error:
+            self.failed[worker.trial] = str(error)
+            return self._end(worker)
+        environment = {**os.environ, **threads_of(self.jobs), **gpu_of(worker.slot, self.jobs)}
+        worker.process = subprocess.Popen(
+            command, stdout=worker.log, stderr=subprocess.STDOUT, process_group=0, env=environment
+        )
+        return False
+
+    def _end(self, worker: Worker) -> bool:
+        worker.log.close()
+        self._workers.remove(worker)
+        return True
+
+    def _signal(self, number: int) -> None:
+        self._stopped = self._stopped or number
+        for worker in self._workers:
+            if worker.process is not None:
+                worker.process.send_signal(number)
+
+    def _line(self, worker: Worker, total: int) -> str:
+        trial = worker.trial
+        if self._stopped:
+            return f"{trial}: stopped"
+        if trial in self.failed:
+            return f"{trial}: failed: {self.failed[trial]}"
+        row = read_row(self.study, trial)
+        assert row is not None
+        return f"{trial}: {row.metric} {row.score:.3f}, {row.adapted_layers} layers"
+
+    def _present(self, trials: Sequence[Trial]) -> str:
+        """What is at work, and about how long the rest will take, by what each arm has taken so far."""
+        doing = "; ".join(f"{worker.trial} {worker.step}" for worker in self._workers)
+        rows = {trial: row for trial in self.study.trials if (row := read_row(self.study, trial)) is not None}
+        times: dict[str, list[float]] = {}
+        for trial, row in rows.items():
+            times.setdefault(trial.arm, []).append(row.wall_seconds + row.evaluate_seconds)
+        if not times:
+            return doing
+        usual = mean(seconds for own in times.values() for seconds in own)
+        ahead = [trial for trial in trials if trial not in rows and trial not in self.failed]
+        left = sum(mean(times.get(trial.arm, [usual])) for trial in ahead)
+        return f"{doing} · about {readable(left / self.jobs)} left"
+
+
+def readable(seconds: float) -> str:
+    """``3 h 20 min``, or minutes alone."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def last_line(log: Path) -> str:
+    """The last line that a trial's processes printed."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return f"{lines[-1].strip()[:300] if lines else 'it printed nothing'} (all of it in {log})"
+
+
+def gpu_of(slot: int, jobs: int) -> dict[str, str]:
+    """Environment that gives a job a GPU of its own, where there are several and the user has named none."""
+    if jobs == 1 or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return {}
+    import torch
+
+    count = torch.cuda.device_count()
+    return {"CUDA_VISIBLE_DEVICES": str(slot % count)} if count else {}

@@ -1,0 +1,239 @@
+"""One trial: the commands that choose layers, fine-tune and score, and the row that comes of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from flexora.compare.rows import Outcome, ResultRow
+from flexora.compare.selectors import Search, Task
+from flexora.compare.study import Study, Trial
+from flexora.errors import FlexoraError
+from flexora.files import write_atomically, write_json
+from flexora.finetune.history import read_history
+from flexora.recipes import load_sections
+from flexora.report.summary import listing
+from flexora.runfolder import RunFolder, first_difference
+from flexora.scoring.results import Results
+from flexora.search.selection import Selection
+from flexora.usage import Usage
+
+if TYPE_CHECKING:
+    from flexora.verbs.settings import Recipe
+
+#: Settings of the trainer that leave a trial's result as it is.
+UNDECISIVE_TRAINER = {"accelerator", "devices", "num_nodes", "strategy", "logger", "log_every_n_steps"}
+CHOICE = "choice"
+
+
+def row_file(folder: RunFolder) -> Path:
+    """The file that says a trial is done, and what came of it."""
+    return folder.root / "row.json"
+
+
+def is_done(study: Study, trial: Trial) -> bool:
+    """Whether a trial is finished.
+
+    Raises:
+        FlexoraError: If it was started with other settings.
+    """
+    folder = study.run_folder(trial)
+    _require_same(study, trial, folder)
+    return row_file(folder).is_file()
+
+
+def commands(study: Study, trial: Trial, arguments: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield what is left of a trial: the name of each step and its command, which must have succeeded before the next.
+
+    Args:
+        study: The study.
+        trial: The trial; those that it needs are done.
+        arguments: Command line of the study, for steps that parse it again.
+    """
+    folder = study.run_folder(trial)
+    file = _write_recipe(study, trial, folder)
+    phase = [sys.executable, "-m", "flexora"]
+    recipe = ["--config", str(study.base_recipe(trial)), "--config", str(file)]
+    arm = study.arms[trial.arm]
+    place: str | None = None
+    if not study.is_base(trial.arm):
+        if isinstance(arm.layers, Search):
+            if not folder.is_done("search"):
+                yield "search", [*phase, "search", *recipe]
+            selection = folder.selection
+        else:
+            selection = folder.selection_of(CHOICE)
+            if not selection.is_file() and arm.layers.looks:
+                yield "choice", [sys.executable, "-m", "flexora.compare.choice", str(trial), *arguments]
+            elif not selection.is_file():
+                choose(study, trial)
+        for name, rate in _fine_tunes(study, trial).items():
+            if not folder.is_done(name):
+                own = [f"--finetune.selection={selection}", f"--finetune.folder={name}"]
+                own += [] if rate is None else [f"--finetune.learning_rate={rate}"]
+                yield f"fine-tune{'' if rate is None else f' at {rate:g}'}", [*phase, "finetune", *recipe, *own]
+        place = str(folder.adapter(_best(study, trial, folder)))
+    if not folder.is_done("evaluate"):
+        arms = json.dumps([place or "base"])
+        scored = [f"--evaluate.arms={arms}", "--evaluate.samples=true"]
+        yield "evaluation", [*phase, "evaluate", *recipe, *scored]
+    write_json(row_file(folder), _row(study, trial, folder).model_dump())
+
+
+def choose(study: Study, trial: Trial) -> Selection:
+    """Have a trial's selector choose, and write its choice."""
+    from flexora.backbone.loading import Backbone, describe
+    from flexora.verbs.settings import Recipe
+
+    folder = study.run_folder(trial)
+    file = folder.root / "recipe.yaml"
+    recipe = Recipe("finetune", ["--config", str(study.base_recipe(trial)), "--config", str(file)])
+    config = describe(Backbone(**recipe.sections["backbone"]).load_config())
+    arm = study.arms[trial.arm]
+    needed = {need.arm: chosen_by(study, need) for need in study.needs(trial) if need.arm in arm.layers.needs}
+    module, data = _module_and_data(recipe) if arm.layers.looks else (None, None)
+    task = Task(config.num_layers, trial.seed, trial.draw, needed, recipe.trainer("finetune"), module, data)
+    from flexora.search.named import resolve_selection
+
+    projections = config.family.expand(recipe.adapter("finetune")["init_args"].get("target_modules"))
+    text = ",".join(map(str, arm.layers.choose(task)))
+    selection = resolve_selection(text, config.name, config.num_layers, projections)
+    selection.write(folder.selection_of(CHOICE))
+    return selection
+
+
+def chosen_by(study: Study, trial: Trial) -> Selection:
+    """What a finished trial's arm chose, with alpha where it has searched."""
+    folder = study.run_folder(trial)
+    searched = isinstance(study.arms[trial.arm].layers, Search)
+    return Selection.read(folder.selection if searched else folder.selection_of(CHOICE))
+
+
+def outcomes(study: Study, trial: Trial, row: ResultRow) -> list[Outcome]:
+    """Which rows a finished trial's adapter answered rightly, by each metric that says so."""
+    lines = [json.loads(line) for line in study.run_folder(trial).samples.read_text().splitlines()]
+    metrics = [name for name in lines[0] if all(line[name] in (0.0, 1.0) for line in lines)]
+    return [
+        Outcome.pack(row, name, [line[name] == 1.0 for line in lines])
+        for name in metrics
+        if name not in ("row", "prediction", "answer")
+    ]
+
+
+def _module_and_data(recipe: Recipe) -> tuple[Any, Any]:
+    import lightning as L
+
+    from flexora.finetune.module import FinetuneModule
+    from flexora.verbs.checks import build
+
+    L.seed_everything(recipe.sections["seed"], verbose=False)
+    built = build(recipe, "finetune", FinetuneModule, recipe.module("finetune") | {"selection": "all"})
+    return built.model, built.data
+
+
+def _decisive(study: Study, trial: Trial) -> dict[str, Any]:
+    """What may not change between two calls: recipe, settings, and what chooses the layers."""
+    sections = load_sections(study.base_recipe(trial))
+    arm, settings = study.arms[trial.arm], study.settings_of(trial)
+    for part in (sections, settings):
+        part.pop("output_dir", None)
+        part["trainer"] = {k: v for k, v in (part.get("trainer") or {}).items() if k not in UNDECISIVE_TRAINER}
+    described = {name: repr(value) if name == "rule" else value for name, value in vars(arm.layers).items()}
+    return {
+        "recipe": sections,
+        "settings": settings,
+        "layers": {"name": type(arm.layers).__name__, **described},
+        "learning_rates": arm.learning_rates,
+        "learning_rate_of": arm.learning_rate_of,
+    }
+
+
+def _require_same(study: Study, trial: Trial, folder: RunFolder) -> None:
+    file = folder.root / "trial.json"
+    if not file.is_file():
+        return
+    change = first_difference(json.loads(file.read_text()), json.loads(json.dumps(_decisive(study, trial))))
+    if change:
+        raise FlexoraError(
+            f"compare: {folder.root} was made with other settings ({change}); choose another output_dir, or delete it"
+        )
+
+
+def _write_recipe(study: Study, trial: Trial, folder: RunFolder) -> Path:
+    write_json(folder.root / "trial.json", _decisive(study, trial))
+    settings = yaml.safe_dump(study.settings_of(trial), sort_keys=False, allow_unicode=True)
+    return write_atomically(folder.root / "recipe.yaml", settings)
+
+
+def _fine_tunes(study: Study, trial: Trial) -> dict[str, float | None]:
+    """Folders of a trial's fine-tunes, with the learning rate of each where it is not the recipe's."""
+    arm = study.arms[trial.arm]
+    first = Trial(trial.benchmark, arm.learning_rate_of or trial.arm, study.seeds[0])
+    if arm.learning_rates and trial == first:
+        return {f"finetune-{rate:g}": rate for rate in arm.learning_rates}
+    if arm.learning_rates or arm.learning_rate_of:
+        return {"finetune": _read_row(study.run_folder(first)).learning_rate}
+    return {"finetune": None}
+
+
+def _best(study: Study, trial: Trial, folder: RunFolder) -> str:
+    """Folder of the fine-tune with the lowest loss on the held-out rows."""
+    return min(_fine_tunes(study, trial), key=lambda name: kept_loss(folder, name) or 0.0)
+
+
+def kept_loss(folder: RunFolder, name: str) -> float | None:
+    """The lowest validation loss of a fine-tune: its adapter is that epoch's."""
+    losses = [row["val_loss"] for row in read_history(folder.root / name / "history.csv") if "val_loss" in row]
+    return min(losses, default=None)
+
+
+def _read_row(folder: RunFolder) -> ResultRow:
+    return ResultRow.model_validate_json(row_file(folder).read_text())
+
+
+def read_row(study: Study, trial: Trial) -> ResultRow | None:
+    """The row of a finished trial; none of another."""
+    folder = study.run_folder(trial)
+    return _read_row(folder) if row_file(folder).is_file() else None
+
+
+def _row(study: Study, trial: Trial, folder: RunFolder) -> ResultRow:
+    results = Results.read(folder.results)
+    (arm,) = results.arms
+    base = study.is_base(trial.arm)
+    names = [] if base else list(_fine_tunes(study, trial))
+    best = None if base else _best(study, trial, folder)
+    selection = None if base else Selection.read(folder.selection_of(str(best)))
+    history = [] if base else read_history(folder.root / str(best) / "history.csv")
+    usage = {name: Usage.read(folder.root / name) for name in ("search", CHOICE, *names, "evaluate")}
+    values = {metric: estimate.value for metric, estimate in arm.metrics.items()}
+    return ResultRow(
+        benchmark=trial.benchmark,
+        arm=trial.arm,
+        seed=None if base else trial.seed,
+        draw=trial.draw,
+        layers=None if selection is None else listing(selection),
+        adapted_layers=arm.adapted_layers,
+        trainable_parameters=arm.trainable_parameters,
+        learning_rate=None if best is None else folder.settings(best)["finetune"]["learning_rate"],
+        split=results.split,
+        rows=results.rows,
+        metric=results.primary_metric,
+        acc=values.get("acc"),
+        acc_norm=values.get("acc_norm"),
+        score=values[results.primary_metric],
+        loss=arm.loss,
+        validation_loss=None if best is None else kept_loss(folder, best),
+        last_validation_loss=history[-1].get("val_loss") if history else None,
+        train_loss=history[-1].get("train_loss") if history else None,
+        select_seconds=usage["search"].seconds + usage[CHOICE].seconds,
+        tune_seconds=sum(usage[name].seconds for name in names if name != best),
+        finetune_seconds=0.0 if best is None else usage[best].seconds,
+        evaluate_seconds=usage["evaluate"].seconds,
+        peak_memory_mb=max(one.peak_memory_bytes for one in usage.values()) / 1e6,
+    )
