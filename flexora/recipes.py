@@ -52,8 +52,14 @@ class RecipeFile:
 
     @cached_property
     def benchmark(self) -> str:
-        """Class of its data."""
-        return str(load_sections(self.path)["data"]["class_path"])
+        """Class of its data; of a study its benchmarks."""
+        sections = load_sections(self.path)
+        return ", ".join(sections["recipes"]) if self.is_study else str(sections["data"]["class_path"])
+
+    @property
+    def is_study(self) -> bool:
+        """Whether it is for ``flexora compare``."""
+        return self.family == "studies"
 
 
 def all_recipes() -> list[RecipeFile]:

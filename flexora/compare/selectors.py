@@ -68,6 +68,11 @@ class LayerSelector(ABC):
         """Arms that must be done before."""
         return []
 
+    def describe(self) -> dict[str, Any]:
+        """Name and settings, as JSON takes them."""
+        settings = {k: v.describe() if isinstance(v, SelectionRule) else v for k, v in vars(self).items()}
+        return {"name": type(self).__name__, **settings}
+
 
 class NoLayers(LayerSelector):
     """The base model as it is."""

@@ -143,11 +143,10 @@ def _decisive(study: Study, trial: Trial) -> dict[str, Any]:
     for part in (sections, settings):
         part.pop("output_dir", None)
         part["trainer"] = {k: v for k, v in (part.get("trainer") or {}).items() if k not in UNDECISIVE_TRAINER}
-    described = {name: repr(value) if name == "rule" else value for name, value in vars(arm.layers).items()}
     return {
         "recipe": sections,
         "settings": settings,
-        "layers": {"name": type(arm.layers).__name__, **described},
+        "layers": arm.layers.describe(),
         "learning_rates": arm.learning_rates,
         "learning_rate_of": arm.learning_rate_of,
     }

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from flexora.compare.checks import study_problems
 from flexora.compare.rows import Outcome, ResultRow, write_lines
 from flexora.compare.schedule import Schedule
 from flexora.compare.study import Study, instantiated, make_study, matching, study_parser
-from flexora.compare.trial import outcomes, read_row
+from flexora.compare.trial import is_done, outcomes, read_row
 from flexora.errors import FlexoraError
 
 
@@ -30,6 +31,9 @@ def main(arguments: Sequence[str]) -> int:
         raise FlexoraError(f"compare: only: no trial matches; they are called such as {study.trials[0]}")
     if given.jobs < 1:
         raise FlexoraError(f"compare: jobs: {given.jobs} is too small; give at least 1")
+    waiting = [trial for trial in trials if not is_done(study, trial)]
+    for problem in study_problems(study, waiting):
+        raise FlexoraError(f"compare: {problem}")  # before hours of training
     schedule = Schedule(study, list(arguments), given.jobs)
     try:
         failed = schedule.run(trials)

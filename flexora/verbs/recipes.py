@@ -61,11 +61,15 @@ def _copy(recipe: RecipeFile, file: Path) -> None:
     if file.exists():
         raise FlexoraError(f"{file} exists already; choose another name")
     write_atomically(file, flattened(recipe, file))
-    print(f"{file}: edit it, then flexora run --config {file}")
+    print(f"{file}: edit it, then {_start(recipe, file)}")
+
+
+def _start(recipe: RecipeFile, file: Path) -> str:
+    return f"flexora {'compare' if recipe.is_study else 'run'} --config {file}"
 
 
 def flattened(recipe: RecipeFile, file: Path) -> str:
     """The recipe as one file: its head comment with the new name, and every shared section in place of its path."""
-    start = f"Start: flexora run --config {file}"
+    start = f"Start: {_start(recipe, file)}"
     comment = "".join(f"# {start if line.startswith('Start:') else line}\n" for line in recipe.head)
     return comment + yaml.safe_dump(load_sections(recipe.path), sort_keys=False, allow_unicode=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from flexora.backbone.limits import Phase
+from flexora.compare.checks import study_of, study_problems
 from flexora.errors import FlexoraError
 from flexora.recipe import recipe_parser
 from flexora.recipes import find_recipe, load_sections
@@ -46,10 +47,21 @@ def problems(name: str) -> Iterator[str]:
     except FlexoraError as error:
         yield str(error)
         return
+    if "arms" in sections:
+        yield from _wrong_study(path)
+        return
     wrong = list(_wrong_settings(sections))
     yield from wrong
     if not wrong:
         yield from _wrong_references(path)
+
+
+def _wrong_study(path: Path) -> Iterator[str]:
+    try:
+        study = study_of(path)
+        yield from study_problems(study, study.trials)
+    except FlexoraError as error:
+        yield str(error)
 
 
 def _wrong_settings(sections: dict[str, Any]) -> Iterator[str]:

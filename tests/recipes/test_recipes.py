@@ -11,11 +11,13 @@ import pytest
 
 from flexora.backbone.limits import Phase
 from flexora.cli import main
+from flexora.compare.checks import study_of
 from flexora.data import benchmarks
 from flexora.recipes import all_recipes, find_recipe, load_sections
 from flexora.verbs.settings import Recipe
 
-RECIPES = [recipe.name for recipe in all_recipes()]
+RECIPES = [recipe.name for recipe in all_recipes() if not recipe.is_study]
+STUDIES = [recipe.name for recipe in all_recipes() if recipe.is_study]
 
 
 @cache
@@ -27,8 +29,9 @@ def parsed(name: str) -> dict[str, Any]:
 def test_every_file_is_listed() -> None:
     root = Path(__file__).parents[2] / "recipes"
     files = [path for path in root.rglob("*.yaml") if "_shared" not in path.parts and path.name[0] != "_"]
-    assert len(RECIPES) == len(files) >= 66
-    assert {name.split("/")[0] for name in RECIPES} == {"debug", "demo", "glm", "llama", "mistral", "own"}
+    assert len(RECIPES) + len(STUDIES) == len(files) >= 66
+    families = {name.split("/")[0] for name in RECIPES}
+    assert families == {"debug", "demo", "glm", "llama", "mistral", "own"}
 
 
 def test_every_large_model_has_a_recipe_for_every_benchmark_with_rows_to_train_on() -> None:
@@ -55,7 +58,7 @@ def test_the_packaged_model_has_a_recipe_for_every_packaged_benchmark() -> None:
 def test_ls_shows_what_a_recipe_is_for_and_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "ls"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in RECIPES)
+    assert all(name in shown for name in [*RECIPES, *STUDIES])
     assert main(["recipes", "ls", "RaceHigh"]) == 0
     lines = capsys.readouterr().out.splitlines()
     wanted = [name for name in RECIPES if name.endswith("race_high")]
@@ -87,6 +90,22 @@ def test_a_copy_is_one_file_with_the_same_settings(
     assert "exists already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_well_formed_and_survives_being_copied(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = find_recipe(name)
+    assert recipe.needs
+    assert any(f"Start: flexora compare --config recipes/{name}.yaml" in line for line in recipe.head)
+    study = study_of(recipe.path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes", "cp", name, "mine.yaml"]) == 0
+    assert "then flexora compare --config mine.yaml" in capsys.readouterr().out
+    copied = study_of(Path("mine.yaml"))
+    assert copied.trials == study.trials
+    assert [copied.settings_of(trial) for trial in copied.trials] == [study.settings_of(t) for t in study.trials]
+
+
 def test_a_copy_says_how_to_start_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["recipes", "cp", "demo", "mine.yml"]) == 0
@@ -98,7 +117,7 @@ def test_recipes_are_found_below_any_folder(tmp_path: Path, monkeypatch: pytest.
     place = tmp_path / "_work" / "recipes"
     shutil.copytree(find_recipe("demo").path.parent, place)
     monkeypatch.setattr("flexora.recipes.recipes_root", lambda: place)
-    assert [recipe.name for recipe in all_recipes()] == RECIPES
+    assert [recipe.name for recipe in all_recipes()] == sorted([*RECIPES, *STUDIES])
 
 
 def test_sharding_stacks_on_a_recipe() -> None:
