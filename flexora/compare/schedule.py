@@ -138,10 +138,7 @@ class Schedule:
         except (FlexoraError, OSError) as error:
             self.failed[worker.trial] = str(error)
             return self._end(worker)
-        environment = {**os.environ, **threads_of(self.jobs), **gpu_of(worker.slot, self.jobs)}
-        worker.process = subprocess.Popen(
-            command, stdout=worker.log, stderr=subprocess.STDOUT, process_group=0, env=environment
-        )
+        worker.process = _call(command, worker.log, threads_of(self.jobs) | gpu_of(worker.slot, self.jobs))
         return False
 
     def _end(self, worker: Worker) -> bool:
@@ -178,6 +175,12 @@ class Schedule:
         ahead = [trial for trial in trials if trial not in rows and trial not in self.failed]
         left = sum(mean(times.get(trial.arm, [usual])) for trial in ahead)
         return f"{doing} · about {readable(left / self.jobs)} left"
+
+
+def _call(command: Sequence[str], log: IO[bytes], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a step. In a process group of its own Ctrl-C reaches it once, from here."""
+    whole = {**os.environ, **environment}
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, process_group=0, env=whole)
 
 
 def readable(seconds: float) -> str:

@@ -1,0 +1,119 @@
+"""A whole study on a tiny model: its rows against the files of its trials, and what a second call does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import yaml
+
+from flexora.cli import main
+from flexora.compare import choice
+from flexora.compare.rows import Outcome, ResultRow, read_lines
+from flexora.search.selection import Selection
+
+ARMS: dict[str, Any] = {
+    "base": {"layers": "NoLayers"},
+    "LoRA": {"layers": "AllLayers", "learning_rates": [0.01, 0.03]},
+    "Flexora": {"layers": "Search", "learning_rate_of": "LoRA"},
+    "one": {
+        "layers": {"class_path": "FromSearch", "init_args": {"arm": "Flexora", "rule": {"class_path": "TopK"}}},
+        "settings": {"adapter": {"init_args": {"target_modules": "all-linear"}}},
+    },
+}
+ARMS["one"]["layers"]["init_args"]["rule"]["init_args"] = {"k": 1}
+
+
+class InProcess:
+    """A step that runs here: as a process it would import torch and transformers again."""
+
+    def __init__(self, command: Sequence[str], log: IO[bytes], environment: dict[str, str]) -> None:
+        started = {"flexora": main, "flexora.compare.choice": choice.main}[command[2]]
+        self.status = started(command[3:])
+
+    def poll(self) -> int:
+        return self.status
+
+
+@pytest.fixture
+def study(recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study's recipe, whose steps run in this process."""
+    monkeypatch.setattr("flexora.compare.schedule._call", InProcess)
+    monkeypatch.setattr("flexora.compare.schedule.TICK", 0)
+    return write_study(tmp_path, recipe())
+
+
+def write_study(tmp_path: Path, recipe: Path, **changed: Any) -> Path:
+    """Write a study over one tiny benchmark."""
+    sections = {
+        "output_dir": str(tmp_path / "study"),
+        "recipes": {"Tiny": str(recipe)},
+        "settings": {"data": {"init_args": {"train_rows": 16}}, "finetune": {"trainer": {"max_epochs": 2}}},
+        "seeds": [0, 1],
+        "arms": ARMS,
+        "reference": "LoRA",
+    }
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(sections | changed, sort_keys=False))
+    return file
+
+
+def test_a_study(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "study"
+    assert main(["compare", "--config", str(study), "--only", "tiny/*/0"]) == 0
+    rows = {(row.arm, row.seed): row for row in read_lines(place / "compare" / "results.csv", ResultRow)}
+    assert list(rows) == [("base", None), ("LoRA", 0), ("Flexora", 0), ("one", 0)]
+    _check_tuning(rows, place / "trials" / "tiny")
+    searched = Selection.read(place / "trials/tiny/flexora/0/search/selection.json")
+    row = rows["Flexora", 0]
+    assert row.adapted_layers == len(searched.layers)
+    assert row.select_seconds > 0
+    assert row.peak_memory_mb > 100
+    assert rows["one", 0].adapted_layers == 1
+    assert rows["one", 0].trainable_parameters == 2 * (32 + 32 + 32 + 16 + 32 + 16 + 32 + 32 + 3 * (32 + 48))
+    for out in read_lines(place / "compare" / "outcomes.csv", Outcome):
+        own = rows[out.arm, out.seed]
+        assert out.unpack().mean() == pytest.approx(getattr(own, out.metric), abs=1e-7)
+        assert out.rows == own.rows == 13
+    before = {file: file.stat().st_mtime_ns for file in place.rglob("*") if "compare" not in file.parts}
+    assert main(["compare", "--config", str(study), "--only", "tiny/*/0"]) == 0
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    capsys.readouterr()
+    text = study.read_text()
+    study.write_text(text.replace("train_rows: 16", "train_rows: 15"))
+    assert main(["compare", "--config", str(study)]) == 2
+    assert "was made with other settings (settings.data.init_args.train_rows 16 -> 15)" in capsys.readouterr().err
+
+
+def _check_tuning(rows: dict[tuple[str, int | None], ResultRow], trials: Path) -> None:
+    """The learning rate with the lower validation loss was kept, its adapter scored, and the other one paid for."""
+    folder = trials / "lora" / "0"
+    losses = {}
+    for rate in ("0.01", "0.03"):
+        lines = (folder / f"finetune-{rate}" / "history.csv").read_text().splitlines()[1:]
+        losses[float(rate)] = min(float(line.split(",")[2]) for line in lines)
+    best = min(losses, key=losses.__getitem__)
+    row = rows["LoRA", 0]
+    assert (row.learning_rate, row.validation_loss) == (best, pytest.approx(losses[best], rel=1e-6))
+    assert row.tune_seconds > 0
+    scored = json.loads((folder / "evaluate" / "done.json").read_text())["evaluate"]["arms"]
+    assert scored == [str(folder / f"finetune-{best:g}" / "adapter")]
+    assert rows["Flexora", 0].learning_rate == best
+    assert rows["one", 0].learning_rate == 0.01  # the recipe's own
+
+
+def test_a_study_is_checked_before_its_first_trial(
+    study: Path, tmp_path: Path, recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = ARMS | {"x": {"layers": "Search", "settings": {"search": {"outer_stepz": 1}}}}
+    file = write_study(tmp_path, recipe(), arms=arms)
+    for verb in (["compare", "--config", str(file)], ["validate", str(file)]):
+        assert main(verb) == 2
+        assert "Tiny, x: " in (said := capsys.readouterr().err)
+        assert "outer_stepz" in said
+    assert not (tmp_path / "study").exists()
+    assert main(["compare", "--config", str(study), "--only", "nothing"]) == 2
+    assert "no trial matches; they are called such as tiny/base/0" in capsys.readouterr().err

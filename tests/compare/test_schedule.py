@@ -1,0 +1,109 @@
+"""The order of trials, what a failure costs, and signals; steps are small shell commands here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flexora.compare import schedule as module
+from flexora.compare.schedule import Schedule, last_line, readable
+from flexora.compare.study import Study, Trial
+from flexora.errors import FlexoraError, Interrupted
+from tests.compare.test_study import study
+
+
+class Plan:
+    """Stands in for trials: shell commands by arm, and a note of what was done."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, scripts: dict[str, str]) -> None:
+        self.started: list[Trial] = []
+        self.done: list[Trial] = []
+        self.scripts = scripts
+        monkeypatch.setattr(module, "commands", self.commands)
+        monkeypatch.setattr(module, "is_done", lambda study, trial: trial in self.done)
+        monkeypatch.setattr(module, "read_row", lambda study, trial: None)
+        monkeypatch.setattr(Schedule, "_line", lambda self, worker, total: str(worker.trial))
+
+    def commands(self, study: Study, trial: Trial, arguments: list[str]) -> Iterator[tuple[str, list[str]]]:
+        self.started.append(trial)
+        yield "step", ["sh", "-c", self.scripts.get(trial.arm, "true")]
+        self.done.append(trial)
+
+
+def test_what_a_trial_needs_is_done_before_and_done_ones_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = study(tmp_path)
+    plan = Plan(monkeypatch, {})
+    wanted = Trial("PIQA", "random", 1, 1)
+    assert Schedule(made, [], 2).run([wanted]) == []
+    chain = [Trial("PIQA", "LoRA", 0), Trial("PIQA", "Flexora", 1), wanted]
+    assert plan.started == plan.done == chain
+    assert Schedule(made, [], 2).run(made.trials) == []
+    assert sorted(map(str, plan.started)) == sorted(map(str, made.trials))
+
+
+def test_a_failure_costs_only_what_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = study(tmp_path)
+    plan = Plan(monkeypatch, {"Flexora": "echo out of luck; exit 3"})
+    schedule = Schedule(made, [], 2)
+    failed = schedule.run(made.trials)
+    assert {trial.arm for trial in failed} == {"Flexora", "random"}
+    assert {trial.arm for trial in plan.done} == {"base", "LoRA"}
+    assert len(failed) + len(plan.done) == len(made.trials)
+    assert "step: out of luck (all of it in" in schedule.failed[Trial("PIQA", "Flexora", 0)]
+    assert schedule.failed[Trial("PIQA", "random", 0, 1)] == "needs piqa/flexora/0, which failed"
+
+
+def test_a_problem_of_the_trial_itself_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = study(tmp_path)
+    Plan(monkeypatch, {})
+
+    def refuse(study: Study, trial: Trial, arguments: list[str]) -> Iterator[tuple[str, list[str]]]:
+        raise FlexoraError("no such layer")
+        yield
+
+    monkeypatch.setattr(module, "commands", refuse)
+    schedule = Schedule(made, [], 1)
+    assert schedule.run([made.trials[0]]) == [made.trials[0]]
+    assert schedule.failed[made.trials[0]] == "no such layer"
+
+
+def test_jobs_work_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two waits for a file that the other one writes."""
+    made = study(tmp_path, arms={"base": {"layers": "AllLayers"}}, reference="base", seeds=[0])
+    both = "[ $(ls [0-9]* | wc -l) = 2 ] && exit"
+    Plan(monkeypatch, {"base": f"cd {tmp_path}; touch $$; for i in $(seq 100); do {both}; sleep .1; done; exit 1"})
+    assert Schedule(made, [], 2).run(made.trials) == []
+
+
+def test_a_signal_reaches_the_steps_and_stops_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = study(tmp_path)
+    saved = tmp_path / "saved"
+    plan = Plan(monkeypatch, {"base": f"trap 'touch {saved}; exit 143' TERM; touch {saved}.ready; sleep 30 & wait"})
+
+    def kill() -> None:
+        while not Path(f"{saved}.ready").is_file():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=kill).start()
+    with pytest.raises(Interrupted) as stopped:
+        Schedule(made, [], 1).run(made.trials)
+    assert stopped.value.status == 143
+    assert saved.is_file()
+    assert plan.started == [made.trials[0]]
+    assert plan.done == []
+
+
+def test_words_for_times_and_logs(tmp_path: Path) -> None:
+    assert [readable(seconds) for seconds in (20, 90, 12_000)] == ["0 min", "2 min", "3 h 20 min"]
+    log = tmp_path / "log.txt"
+    log.write_text("one\ntwo\n\n")
+    assert last_line(log) == f"two (all of it in {log})"
