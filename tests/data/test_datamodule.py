@@ -76,6 +76,45 @@ def test_splits_follow_split_seed_and_not_seed(make: Make) -> None:
     assert all(set(mine) != set(theirs) for mine, theirs in zip(first, other, strict=True))
 
 
+def test_train_seed_draws_other_rows_to_train_on_and_scores_the_same(make: Make) -> None:
+    first = parts(make(evaluate_rows=5))
+    assert parts(make(evaluate_rows=5, train_seed=0)) == first
+    other = parts(make(evaluate_rows=5, train_seed=1))
+    assert set(other[0]) != set(first[0])
+    assert set(other[1]) != set(first[1])
+    assert other[2] == first[2]
+    assert parts(make(evaluate_rows=5, split_seed=1, train_seed=0))[2] != first[2]
+
+
+def test_development_rows_come_from_train_and_are_not_trained_on(make: Make) -> None:
+    data = make(development_rows=6)
+    train, validation, scored = parts(data)
+    assert (len(train), len(validation), len(scored)) == (16, 8, 6)
+    assert len({*train, *validation, *scored}) == 30
+    assert all(text.startswith("Question: train ") for text in scored)
+    assert (data.scored_split, data.reported_rows) == ("development", 6)
+    assert (make().scored_split, make().reported_rows) == ("test", 11)
+    other_train, _, same = parts(make(development_rows=6, train_seed=3, seed=4))
+    assert (same, len(other_train)) == (scored, 16)
+    assert set(other_train) != set(train)
+    assert set(parts(make(development_rows=6, evaluate_rows=4))[2]) < set(scored)
+    assert parts(make(development_rows=6, split_seed=2))[2] != scored
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"development_rows": 30}, "data.development_rows: 30 of 30 train rows of ArcEasy"),
+        ({"development_rows": 0}, "data.development_rows: 0 is too small"),
+        ({"development_rows": 6, "num_fewshot": 1}, "data.development_rows: solved examples might be among them"),
+        ({"development_rows": 6, "train_rows": 17}, "has 24 train rows, but .* need 25"),
+    ],
+)
+def test_development_rows_that_are_refused(make: Make, settings: dict[str, int], expected: str) -> None:
+    with pytest.raises(FlexoraError, match=expected):
+        parts(make(**settings))
+
+
 def test_other_draws_deal_the_same_rows_anew(make: Make) -> None:
     data = make(validation_rows=8, train_rows=12)
     splits = [data.split(draw) for draw in (0, 1, 2, 1)]

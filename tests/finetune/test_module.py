@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from peft import LoraConfig
 from torch import nn
 from torch._dynamo.utils import counters
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from flexora.backbone.loading import Backbone
 from flexora.data.batch import Batch
 from flexora.errors import FlexoraError
+from flexora.finetune.history import EpochHistory, read_history
 from flexora.finetune.module import FinetuneModule, may_fuse
 from flexora.scoring.likelihood import answer_loss
 from tests.search.bilevel import random_batch
@@ -82,6 +83,34 @@ def test_validation_loss_is_the_mean_over_all_tokens(module: FinetuneModule, par
     with torch.no_grad():
         whole = sum(answer_loss(module.peft_model, part) for part in parts) / parts[0]["normalizer"]
     assert float(run.callback_metrics["val_loss"]) == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_the_history_has_the_means_of_each_epoch(module: FinetuneModule, parts: list[Batch], tmp_path: Path) -> None:
+    """With a learning rate that moves nothing, both losses are those of the rows as they are."""
+    module.learning_rate = 1e-30
+    run = trainer([EpochHistory(tmp_path)], max_epochs=3)
+    run.fit(module, loader(parts), loader(parts[:1]))
+    with torch.no_grad():
+        sums = [float(answer_loss(module.peft_model, part)) for part in parts]
+    train, validation = sum(sums) / parts[0]["normalizer"], sums[0] / parts[0]["target"].numel()
+    rows = read_history(tmp_path / "history.csv")
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert row["train_loss"] == pytest.approx(train, rel=1e-6)
+        assert row["val_loss"] == pytest.approx(validation, rel=1e-6)
+
+
+def test_the_history_goes_on_where_training_does(module: FinetuneModule, parts: list[Batch], tmp_path: Path) -> None:
+    checkpoints = ModelCheckpoint(tmp_path / "checkpoints", save_last=True, monitor="val_loss")
+    settings = {"enable_checkpointing": True}
+    for epochs in (2, 3):
+        last = tmp_path / "checkpoints" / "last.ckpt"
+        run = trainer([checkpoints, EpochHistory(tmp_path)], max_epochs=epochs, **settings)
+        run.fit(module, loader(parts), loader(parts), ckpt_path=last if last.is_file() else None)
+    assert [row["epoch"] for row in read_history(tmp_path / "history.csv")] == [1, 2, 3]
+    trainer([EpochHistory(tmp_path)], max_epochs=1).fit(module, loader(parts))
+    (row,) = read_history(tmp_path / "history.csv")  # a fresh start leaves nothing of an older one
+    assert row.keys() == {"epoch", "train_loss"}
 
 
 def test_a_fit_without_end_is_refused(module: FinetuneModule, parts: list[Batch]) -> None:
