@@ -77,10 +77,15 @@ def _bar(gate: float, largest: float, width: int, marks: _Marks, chosen: bool) -
 
 def results_table(results: Results) -> Table:
     """The accuracy table, one row per arm; ``±`` is one standard error, of paired differences in the last column."""
-    header, rows = results_cells(results)
+    caption = "± one standard error, paired in the last column; loss: nats per answer token"
+    return figures_table(results_title(results), caption, *results_cells(results))
+
+
+def figures_table(title: str, caption: str, header: list[str], rows: list[list[str]]) -> Table:
+    """A table for the terminal, its first column on the left and the others, figures, on the right."""
     table = Table(
-        title=Text(results_title(results), style="bold"),
-        caption=Text("± one standard error, paired in the last column; loss: nats per answer token", style="dim"),
+        title=Text(title, style="bold"),
+        caption=Text(caption, style="dim"),
         box=box.SIMPLE_HEAD,
         padding=0,
         pad_edge=False,

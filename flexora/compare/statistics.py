@@ -1,0 +1,293 @@
+"""Means, standard errors and differences of a study's arms, from its rows."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from flexora.compare.paired import Answers, Difference, of_seed, paired_difference, shared_seeds
+from flexora.compare.rows import Outcome, ResultRow
+from flexora.errors import FlexoraError
+
+Value = TypeVar("Value", float, np.ndarray)
+
+
+class Mean(NamedTuple):
+    """A mean over seeds and its standard error; none where there is one seed."""
+
+    value: float
+    stderr: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean:
+        """Mean and standard error of one value for each seed."""
+        stderr = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+        return cls(float(np.mean(values)), stderr)
+
+    @classmethod
+    def over(cls, means: Sequence[Mean]) -> Mean:
+        """Mean of independent means, each counting alike."""
+        errors = [mean.stderr for mean in means if mean.stderr is not None]
+        stderr = math.hypot(*errors) / len(means) if len(errors) == len(means) else None
+        return cls(float(np.mean([mean.value for mean in means])), stderr)
+
+
+@dataclass(frozen=True)
+class ArmStatistics:
+    """The figures of an arm on one benchmark, or their means over the benchmarks, each counting alike.
+
+    Draws of a seed are averaged before anything else. Standard errors are over seeds. Losses are nats per answer token.
+
+    Attributes:
+        arm: Its name.
+        seeds: Number of seeds, 0 for the base model; over benchmarks the smallest.
+        draws: Largest number of draws of a seed.
+        layers: Number of adapted layers.
+        parameters: Number of trainable parameters.
+        score: The primary metric.
+        acc: Share of right choices by log-likelihood; as all that follow none where some trial has none.
+        acc_norm: The same per character.
+        loss: On the rows scored.
+        validation_loss: On held-out rows, of the adapter that was kept.
+        last_validation_loss: After the last epoch.
+        train_loss: Mean over the last epoch's steps.
+        gap: ``last_validation_loss - train_loss``, which over-fitting widens.
+        seconds: Time of choice, tuning and fine-tune, which are the next three.
+        select_seconds: Time of the choice of layers.
+        tune_seconds: Time of the fine-tunes with learning rates that lost.
+        finetune_seconds: Time of the fine-tune.
+        peak_memory_mb: Largest memory of a trial.
+        difference: Of the primary metric to the reference; none for the reference itself.
+        loss_difference: Of ``loss`` to the reference, paired by seed.
+    """
+
+    arm: str
+    seeds: int
+    draws: int
+    layers: float
+    parameters: float
+    score: Mean
+    acc: Mean | None
+    acc_norm: Mean | None
+    loss: Mean
+    validation_loss: Mean | None
+    last_validation_loss: Mean | None
+    train_loss: Mean | None
+    gap: Mean | None
+    seconds: Mean
+    select_seconds: Mean
+    tune_seconds: Mean
+    finetune_seconds: Mean
+    peak_memory_mb: float
+    difference: Difference | None
+    loss_difference: Mean | None
+
+
+@dataclass(frozen=True)
+class BenchmarkStatistics:
+    """The arms on one benchmark, all scored on the same rows.
+
+    Attributes:
+        benchmark: Its name.
+        metric: Its primary metric.
+        split: What was scored.
+        rows: Number of rows.
+        arms: The arms that have been run, by name, in the study's order.
+        chosen: Share of each arm's trials that adapted a layer, by arm and layer.
+    """
+
+    benchmark: str
+    metric: str
+    split: str
+    rows: int
+    arms: Mapping[str, ArmStatistics]
+    chosen: Mapping[str, Mapping[int, float]]
+
+
+@dataclass(frozen=True)
+class StudyStatistics:
+    """All figures of a study.
+
+    Attributes:
+        reference: The arm that the others are compared with.
+        benchmarks: Figures of each benchmark.
+        means: Of the arms that have been run on every benchmark, the means. Their standard errors and intervals are
+            over seeds and rows: they speak of these benchmarks, not of others.
+    """
+
+    reference: str
+    benchmarks: Sequence[BenchmarkStatistics]
+    means: Mapping[str, ArmStatistics]
+
+
+def study_statistics(
+    results: Sequence[ResultRow], outcomes: Sequence[Outcome], reference: str, order: Sequence[str] = ()
+) -> StudyStatistics:
+    """Means, standard errors and paired differences.
+
+    Args:
+        results: Lines of ``results.csv``.
+        outcomes: Lines of ``outcomes.csv``; without those of a benchmark it has no paired differences.
+        reference: Name of the arm to compare with; it need not have been run yet.
+        order: Names of arms in the order to show; others follow as they come.
+
+    Raises:
+        FlexoraError: If a trial is there twice or has no outcomes, or arms were scored on different rows.
+    """
+    names = list(dict.fromkeys([*order, *(row.arm for row in results)]))
+    benchmarks = [
+        _benchmark([row for row in results if row.benchmark == benchmark], outcomes, reference, names)
+        for benchmark in dict.fromkeys(row.benchmark for row in results)
+    ]
+    means = {
+        name: _over_benchmarks([benchmark.arms[name] for benchmark in benchmarks])
+        for name in names
+        if benchmarks and all(name in benchmark.arms for benchmark in benchmarks)
+    }
+    return StudyStatistics(reference, benchmarks, means)
+
+
+def layers_of(text: str) -> set[int]:
+    """Layers of a cell of ``results.csv``: ``0, 3, 5-9``; of ``q_proj 3; v_proj 5-9`` those with any projection."""
+    spans = re.findall(r"(?<!\w)(\d+)(?:-(\d+))?(?!\w)", text)
+    return {layer for first, last in spans for layer in range(int(first), int(last or first) + 1)}
+
+
+def _benchmark(
+    rows: Sequence[ResultRow], outcomes: Sequence[Outcome], reference: str, order: Sequence[str]
+) -> BenchmarkStatistics:
+    """The figures of one benchmark; ``rows`` are all of its."""
+    first = rows[0]
+    for row in rows:
+        if (row.metric, row.split, row.rows) != (first.metric, first.split, first.rows):
+            raise FlexoraError(
+                f"results.csv, {first.benchmark}: {row.arm} has {row.metric} of {row.rows:,} {row.split} rows, "
+                f"{first.arm} {first.metric} of {first.rows:,} {first.split} rows; score all arms on the same rows"
+            )
+    trials, times = Counter((row.arm, row.seed, row.draw) for row in rows).most_common(1)[0]
+    if times > 1:
+        raise FlexoraError(f"results.csv, {first.benchmark}: arm, seed and draw {trials} are there twice; delete one")
+    right = {
+        (line.arm, line.seed, line.draw): line.unpack()
+        for line in outcomes
+        if (line.benchmark, line.metric) == (first.benchmark, first.metric)
+    }
+    own = {name: kept for name in order if (kept := [row for row in rows if row.arm == name])}
+    answers = {name: _answers(kept, right) if right else {} for name, kept in own.items()}
+    return BenchmarkStatistics(
+        first.benchmark,
+        first.metric,
+        first.split,
+        first.rows,
+        {
+            name: _arm(
+                own[name],
+                [] if name == reference else own.get(reference, []),
+                paired_difference(answers[name], answers.get(reference, {}), f"{first.benchmark} {name}")
+                if name != reference
+                else None,
+            )
+            for name in own
+        },
+        {name: _chosen(kept) for name, kept in own.items()},
+    )
+
+
+def _answers(rows: Sequence[ResultRow], right: Mapping[tuple[str, int | None, int], np.ndarray]) -> Answers:
+    """Right answers of an arm's trials, by seed."""
+    for row in rows:
+        bits = right.get((row.arm, row.seed, row.draw))
+        if bits is None or len(bits) != row.rows or abs(bits.mean() - row.score) > 1e-4:
+            found = "nothing" if bits is None else f"{bits.mean():.4f} on {len(bits):,} rows"
+            raise FlexoraError(
+                f"{row.benchmark}, {row.arm}, seed {row.seed}: results.csv has {row.metric} {row.score:.4f} on "
+                f"{row.rows:,} rows, outcomes.csv {found}; delete the trial's lines and run flexora compare again"
+            )
+    return _by_seed(rows, lambda row: right[row.arm, row.seed, row.draw])
+
+
+def _by_seed(rows: Sequence[ResultRow], value: Callable[[ResultRow], Value]) -> dict[int | None, Value]:
+    """A value for each seed: the mean of its draws."""
+    draws: dict[int | None, list[Value]] = {}
+    for row in sorted(rows, key=lambda row: (row.seed or 0, row.draw)):
+        draws.setdefault(row.seed, []).append(value(row))
+    return {seed: sum(values[1:], start=values[0]) / len(values) for seed, values in draws.items()}
+
+
+def _mean(rows: Sequence[ResultRow], value: Callable[[ResultRow], float | None]) -> Mean | None:
+    """Mean over seeds of the means over draws, or none where a row has no such value."""
+    if any(value(row) is None for row in rows):
+        return None
+    return Mean.of(list(_by_seed(rows, lambda row: float(value(row) or 0.0)).values()))
+
+
+def _known(rows: Sequence[ResultRow], value: Callable[[ResultRow], float]) -> Mean:
+    """Mean over seeds of what every row has."""
+    return Mean.of(list(_by_seed(rows, value).values()))
+
+
+def _gap(row: ResultRow) -> float | None:
+    """Over-fitting of one trial."""
+    if row.last_validation_loss is None or row.train_loss is None:
+        return None
+    return row.last_validation_loss - row.train_loss
+
+
+def _arm(rows: Sequence[ResultRow], reference: Sequence[ResultRow], difference: Difference | None) -> ArmStatistics:
+    """The figures of one arm on one benchmark."""
+    loss, other = _by_seed(rows, lambda row: row.loss), _by_seed(reference, lambda row: row.loss)
+    losses = [of_seed(loss, seed) - of_seed(other, seed) for seed in shared_seeds(loss, other)]
+    return ArmStatistics(
+        arm=rows[0].arm,
+        seeds=len({row.seed for row in rows} - {None}),
+        draws=max(Counter(row.seed for row in rows).values()),
+        layers=_known(rows, lambda row: row.adapted_layers).value,
+        parameters=_known(rows, lambda row: row.trainable_parameters).value,
+        score=_known(rows, lambda row: row.score),
+        acc=_mean(rows, lambda row: row.acc),
+        acc_norm=_mean(rows, lambda row: row.acc_norm),
+        loss=_known(rows, lambda row: row.loss),
+        validation_loss=_mean(rows, lambda row: row.validation_loss),
+        last_validation_loss=_mean(rows, lambda row: row.last_validation_loss),
+        train_loss=_mean(rows, lambda row: row.train_loss),
+        gap=_mean(rows, _gap),
+        seconds=_known(rows, lambda row: row.wall_seconds),
+        select_seconds=_known(rows, lambda row: row.select_seconds),
+        tune_seconds=_known(rows, lambda row: row.tune_seconds),
+        finetune_seconds=_known(rows, lambda row: row.finetune_seconds),
+        peak_memory_mb=max(row.peak_memory_mb for row in rows),
+        difference=difference,
+        loss_difference=Mean.of(losses) if losses else None,
+    )
+
+
+def _chosen(rows: Sequence[ResultRow]) -> dict[int, float]:
+    """Share of trials that adapted a layer, by layer."""
+    counts = Counter(layer for row in rows for layer in layers_of(row.layers or ""))
+    return {layer: count / len(rows) for layer, count in sorted(counts.items())}
+
+
+def _over_benchmarks(arms: Sequence[ArmStatistics]) -> ArmStatistics:
+    """Means of an arm over the benchmarks."""
+    means: dict[str, Any] = {}
+    for part in fields(ArmStatistics):
+        values = [getattr(arm, part.name) for arm in arms]
+        if any(isinstance(value, Mean) for value in values):
+            means[part.name] = None if None in values else Mean.over(values)
+    differences = [arm.difference for arm in arms if arm.difference is not None]
+    return replace(
+        arms[0],
+        seeds=min(arm.seeds for arm in arms),
+        draws=max(arm.draws for arm in arms),
+        layers=float(np.mean([arm.layers for arm in arms])),
+        parameters=float(np.mean([arm.parameters for arm in arms])),
+        peak_memory_mb=max(arm.peak_memory_mb for arm in arms),
+        difference=Difference.mean(differences) if len(differences) == len(arms) else None,
+        **means,
+    )

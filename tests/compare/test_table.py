@@ -1,0 +1,87 @@
+"""A study's tables in terminals and as Markdown."""
+
+from __future__ import annotations
+
+import pytest
+
+from flexora.compare.rows import ResultRow
+from flexora.compare.statistics import StudyStatistics, study_statistics
+from flexora.compare.table import compact_markdown, cost_table, study_markdown, study_tables
+from flexora.report.cells import NONE
+from tests.compare.invented import outcome, result, study
+from tests.report.test_terminal import printed
+
+
+@pytest.fixture(scope="module")
+def statistics() -> StudyStatistics:
+    """All arms on three benchmarks."""
+    return study_statistics(*study(), "lora")
+
+
+def of_rows(*rows: ResultRow) -> StudyStatistics:
+    return study_statistics(rows, [outcome(row) for row in rows], "lora")
+
+
+def plain(cell: str) -> str:
+    """A cell with hyphens for its minus signs and dashes."""
+    return cell.replace("\N{MINUS SIGN}", "-").replace(NONE, "-")
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_tables_fit_the_terminal(statistics: StudyStatistics, width: int) -> None:
+    """Each arm keeps its line with its figures whole, the mean over the benchmarks comes first."""
+    tables = study_tables(statistics)
+    assert [table.title.split(",")[0] for table in tables] == ["Means over Bench0", "Bench0", "Bench1", "Bench2"]
+    for table in tables:
+        lines = printed(table, width)
+        assert max(map(len, lines)) <= width
+        for row in table.cells[1]:
+            (line,) = (line for line in lines if line.startswith(f" {row[0]} "))
+            assert all(cell in line for cell in (row if width == 140 else [row[0], *row[2:6]]))
+
+
+def test_cells_by_hand() -> None:
+    """Whole and mean counts, shares, signed points, dashes where nothing is known, a star where only rows are drawn."""
+    found = of_rows(
+        result("base", None, right=200, rows=1000, layers=None, adapted_layers=0, parameters=0, finetune_seconds=0.0),
+        result("lora", 0, right=600, rows=1000, train_loss=1.5, last_validation_loss=1.25, parameters=1234),
+        result("half", 0, right=601, rows=1000, adapted_layers=3, select_seconds=30.0),
+        result("half", 1, right=605, rows=1000, adapted_layers=2),
+    )
+    (table,) = study_tables(found)
+    base, lora, half = ([plain(cell) for cell in row] for row in table.cells[1])
+    assert base[:5] == ["base", "-", "0", "0", "0.200"]
+    assert base[5].startswith("-40.0 [-4")
+    assert lora == ["lora", "1", "4", "1,234", "0.600", "-", "2.000", "1.500", "1.250", "-0.250", "1.0"]
+    assert half[1:5] == ["2", "2.5", "400", "0.603 ± 0.002"]
+    assert half[5] == "+0.1 [+0.0, +0.3]*"
+    assert half[6:] == ["2.000", "-", "-", "-", "1.2"]
+    assert "* one seed: over rows alone" in table.note
+    assert cost_table(found).cells[1][2] == ["half", "1.2", "0.2", "0.0", "1.0", "1,000"]
+
+
+def test_markdown_holds_the_same_cells(statistics: StudyStatistics) -> None:
+    text = study_markdown(statistics)
+    assert text == study_markdown(study_statistics(*study(), "lora"))
+    for table in study_tables(statistics):
+        assert f"{table.title}:\n" in text
+        for row in table.cells[1]:
+            assert f"| {' | '.join(row)} |" in text
+    assert "* one seed" not in text
+
+
+def test_compact_table_has_a_line_for_each_arm(statistics: StudyStatistics) -> None:
+    """Scores and differences on each benchmark and in the mean; an arm that lacks a benchmark has no mean."""
+    lines = compact_markdown(statistics).splitlines()
+    tables = study_tables(statistics)
+    for place, arm in enumerate(statistics.means):
+        cells = [cell.strip() for cell in lines[2 + place].strip("|").split("|")]
+        assert cells[0] == arm
+        own = [table.cells[1][place][4:6] for table in [*tables[1:], tables[0]]]
+        assert cells[3:] == [score if arm == "lora" else f"{score}<br>{points}" for score, points in own]
+    results, outcomes = study(arms=2, benchmarks=2)
+    lacking = [row for row in results if (row.arm, row.benchmark) != ("flexora", "Bench1")]
+    *_, flexora = (
+        line for line in compact_markdown(study_statistics(lacking, outcomes, "lora")).splitlines() if "flexora" in line
+    )
+    assert plain(flexora).endswith("| - | - |")
