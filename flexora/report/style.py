@@ -68,7 +68,7 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, ColorType]]) -> None:
     axes.set_ylim(low, high)
     names = sorted(ends, key=lambda name: ends[name][0])
     wanted = [(ends[name][0] - low) / (high - low) for name in names]
-    for name, place in zip(names, _spread(wanted, _LINE_HEIGHT), strict=True):
+    for name, place in zip(names, spread(wanted, _LINE_HEIGHT), strict=True):
         value, colour = ends[name]
         axes.annotate(
             name,
@@ -83,7 +83,7 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, ColorType]]) -> None:
         )
 
 
-def _spread(places: Sequence[float], gap: float) -> list[float]:
+def spread(places: Sequence[float], gap: float) -> list[float]:
     """Rising places moved apart to at least ``gap``, as little as possible (least squares).
 
     With ``i * gap`` taken off, "at least a gap apart" reads "not falling": labels that crowd are pooled to their mean.
