@@ -12,7 +12,6 @@ last quarter of the steps, as it was chosen, and with the last step's alpha alon
 from __future__ import annotations
 
 import argparse
-import csv
 import random
 import time
 from itertools import product
@@ -20,74 +19,27 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import lightning as L
-from datasets import Dataset
-from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 
 import flexora
-from flexora import Backbone, FinetuneModule, MultipleChoiceDataModule, SearchModule, TopK
-from flexora.search.estimators import Estimator, FirstOrder, Unrolled
+from flexora import MultipleChoiceDataModule, TopK
+from flexora.search.estimators import FirstOrder, Unrolled
 from flexora.search.stability import mean_jaccard, random_jaccard
+from tests.benchmarks.third_part import Arm, append, finetuned_loss, read, search, third_part
 
-#: Name: estimator, inner steps T, validation batches, gradients an outer step.
-ARMS: dict[str, tuple[Estimator, int, int, int]] = {
-    "first order, T 1": (FirstOrder(), 1, 1, 2),
-    "unrolled, T 1": (Unrolled(), 1, 1, 4),
-    "unrolled, T 2": (Unrolled(), 2, 1, 7),
-    "unrolled, T 4": (Unrolled(), 4, 1, 13),
-    "unrolled, T 8": (Unrolled(), 8, 1, 25),
-    "unrolled, last 1 of 4": (Unrolled(last=1), 4, 1, 7),
-    "unrolled, T 2, 4 validation batches": (Unrolled(), 2, 4, 10),
+ARMS = {
+    "first order, T 1": Arm(FirstOrder(), 1, 1, 2),
+    "unrolled, T 1": Arm(Unrolled(), 1, 1, 4),
+    "unrolled, T 2": Arm(Unrolled(), 2, 1, 7),
+    "unrolled, T 4": Arm(Unrolled(), 4, 1, 13),
+    "unrolled, T 8": Arm(Unrolled(), 8, 1, 25),
+    "unrolled, last 1 of 4": Arm(Unrolled(last=1), 4, 1, 7),
+    "unrolled, T 2, 4 validation batches": Arm(Unrolled(), 2, 4, 10),
 }
 CONTROLS = ("all layers", "random layers")
 LAYERS = 30
 ROWS = {"source": "packaged", "train_rows": 480, "validation_rows": 256}
-THIRD_ROWS = 400
-
-
-def third_part(benchmark: type[MultipleChoiceDataModule]) -> type[MultipleChoiceDataModule]:
-    """The benchmark with the same training rows; held out are rows that the search has never seen."""
-
-    class ThirdPart(benchmark):  # type: ignore[misc, valid-type]
-        def split(self, draw: int = 0) -> tuple[Dataset, Dataset]:
-            train, _ = super().split(draw)
-            start = self.validation_rows + self.train_rows
-            return train, self.train_split.select(self._train_order[start : start + THIRD_ROWS])
-
-    return ThirdPart
-
-
-def trainer(**settings: Any) -> L.Trainer:
-    """A Trainer that leaves nothing behind."""
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    return L.Trainer(devices=1, accelerator="auto", **quiet, **settings)
-
-
-def search(arm: str, benchmark: type[MultipleChoiceDataModule], seed: int, options: argparse.Namespace) -> SearchModule:
-    """The finished search of one arm."""
-    estimator, inner_steps, validation_batches, gradients = ARMS[arm]
-    outer_steps = round(options.gradients / gradients)
-    module = SearchModule(
-        Backbone(),
-        LoraConfig(r=8, lora_alpha=16),
-        outer_steps=outer_steps,
-        inner_steps=inner_steps,
-        batch_size=options.batch_size,
-        validation_batches=validation_batches,
-        estimator=estimator,
-        rule=TopK(options.layers),
-        # Adam moves alpha by about its learning rate a step: the same way in all, however many steps there are.
-        alpha_lr=1.0 / outer_steps,
-        average_last=max(1, outer_steps // 4),
-        seed=seed,
-    )
-    data = benchmark(**ROWS, seed=seed).bilevel(
-        outer_steps, inner_steps, options.batch_size, validation_batches=validation_batches
-    )
-    trainer(max_epochs=1).fit(module, datamodule=data)
-    return module
 
 
 def measure(
@@ -100,26 +52,15 @@ def measure(
     elif arm == "random layers":
         chosen = last = sorted(random.Random(seed).sample(range(LAYERS), options.layers))
     else:
-        searched = search(arm, benchmark, seed, options)
+        data = benchmark(**ROWS, seed=seed)
+        searched = search(data, ARMS[arm], options.gradients, options.batch_size, TopK(options.layers))
         chosen, alpha = searched.selection().layers, searched.history[-1].alpha
         last = sorted(sorted(range(LAYERS), key=lambda layer: -alpha[layer])[: options.layers])
     seconds = time.perf_counter() - start
-    adapter = LoraConfig(r=8, lora_alpha=16)
-    finetune = FinetuneModule(Backbone(), adapter, selection=",".join(map(str, chosen)), seed=seed)
-    held_out = third_part(benchmark)(**ROWS, seed=seed)
-    trainer(max_epochs=options.epochs, limit_val_batches=0).fit(finetune, datamodule=held_out)
-    (scores,) = trainer().validate(finetune, datamodule=held_out)
-    result = {"benchmark": benchmark.__name__, "arm": arm, "seed": seed, "loss": f"{scores['val_loss']:.4f}"}
+    loss = finetuned_loss(chosen, third_part(benchmark)(**ROWS, seed=seed), options.epochs)
+    result = {"benchmark": benchmark.__name__, "arm": arm, "seed": seed, "loss": f"{loss:.4f}"}
     result |= {"search_seconds": f"{seconds:.0f}", "layers": " ".join(map(str, chosen))}
     return result | {"layers_of_last_step": " ".join(map(str, last))}
-
-
-def read(file: Path) -> list[dict[str, str]]:
-    """The rows that are finished."""
-    if not file.is_file():
-        return []
-    with file.open(newline="") as lines:
-        return list(csv.DictReader(lines))
 
 
 def spread(values: list[float]) -> str:
@@ -169,16 +110,10 @@ def main() -> None:
     options = parser.parse_args()
     benchmark = getattr(flexora, options.benchmark)
     for seed, arm in product(range(options.seeds), [*CONTROLS, *ARMS]):
-        done = read(options.file)
-        if any((row["benchmark"], row["arm"], row["seed"]) == (options.benchmark, arm, str(seed)) for row in done):
+        wanted = (options.benchmark, arm, str(seed))
+        if any((row["benchmark"], row["arm"], row["seed"]) == wanted for row in read(options.file)):
             continue
-        row = measure(arm, benchmark, seed, options)
-        with options.file.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if not done:
-                writer.writeheader()
-            writer.writerow(row)
-        print(row, flush=True)
+        append(options.file, measure(arm, benchmark, seed, options))
     summarise(read(options.file), options.benchmark)
 
 

