@@ -1,7 +1,7 @@
 """Probes: selectors that score each layer by a look at the model on training rows.
 
-They run as Lightning runs a fine-tune, on the recipe's device and in its precision. Whatever draws at random in a layer
-(LoRA's dropout) is off while they measure, and padding is not counted.
+They run as Lightning runs a fine-tune, on the recipe's device and in its precision. LoRA's dropout is off while they
+measure, and padding is not counted. Some train the task's module, so each needs one of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from peft import PeftType
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -109,6 +110,9 @@ class LoraDrop(_Probe):
             FlexoraError: If the adapter is not LoRA.
         """
         module, data = _subject(task)
+        if module.adapter.peft_type != PeftType.LORA:
+            kind = type(module.adapter).__name__
+            raise FlexoraError(f"compare: LoraDrop measures LoRA, but the adapter is {kind}; make it LoraConfig")
         task.new_trainer(max_steps=self.steps, limit_val_batches=0).fit(module, datamodule=data)
         sites = [
             (layer, part.lora_B[ADAPTER], _squared(part.scaling[ADAPTER]))
@@ -116,8 +120,6 @@ class LoraDrop(_Probe):
             for part in block.modules()
             if isinstance(part, LoraLayer)
         ]
-        if not sites:
-            raise FlexoraError(f"compare: LoraDrop measures LoRA, not {type(module.adapter).__name__}; set the adapter")
         return _token_means(task, self.batches, sites)
 
 

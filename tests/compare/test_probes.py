@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import IA3Config, LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
@@ -164,3 +164,11 @@ def test_probes_refuse_to_look_at_nothing() -> None:
         GradientNorm(k=1, batches=0)
     with pytest.raises(FlexoraError, match=r"LoraDrop\.steps: 0 is too small"):
         LoraDrop(like="search", steps=0)
+
+
+def test_lora_drop_refuses_other_adapters(task: Callable[..., Task]) -> None:
+    case = task("llama")
+    assert case.module is not None
+    case.module.adapter = IA3Config()
+    with pytest.raises(FlexoraError, match="LoraDrop measures LoRA, but the adapter is IA3Config"):
+        LoraDrop(k=1).scores(case)
