@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from flexora.backbone.limits import Phase
-from flexora.compare.selectors import Search
+from flexora.compare.selectors import FromSearch, Search
 from flexora.compare.study import Study, Trial, instantiated, make_study, study_parser
 from flexora.errors import FlexoraError
 from flexora.verbs.checks import checks
@@ -38,7 +38,8 @@ def study_problems(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
     benchmarks: set[str] = set()
     for trial in trials:
         arm = study.arms[trial.arm]
-        phases: tuple[Phase, ...] = ("search", "finetune") if isinstance(arm.layers, Search) else ("finetune",)
+        searches = isinstance(arm.layers, Search | FromSearch)  # the latter may start from what the search trained
+        phases: tuple[Phase, ...] = ("search", "finetune") if searches else ("finetune",)
         own = json.dumps([phases, arm.settings], sort_keys=True)
         if own in seen and trial.benchmark in benchmarks:
             continue

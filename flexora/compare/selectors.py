@@ -103,7 +103,7 @@ class AllLayers(LayerSelector):
 
 
 class FromSearch(LayerSelector):
-    """Another rule on the alpha of an arm that has searched.
+    """Another rule on the alpha of an arm that has searched, whose LoRA a warm start takes over.
 
     Args:
         arm: Name of that arm.

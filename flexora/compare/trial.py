@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from flexora.compare.rows import Outcome, ResultRow
-from flexora.compare.selectors import Search, Task
+from flexora.compare.selectors import FromSearch, Search, Task
 from flexora.compare.study import Study, Trial
 from flexora.errors import FlexoraError
-from flexora.files import write_atomically, write_json
+from flexora.files import new_folder, write_atomically, write_json
 from flexora.finetune.history import read_history
 from flexora.recipes import load_sections
 from flexora.report.summary import listing
@@ -88,6 +89,7 @@ def commands(study: Study, trial: Trial, arguments: list[str]) -> Iterator[tuple
 def choose(study: Study, trial: Trial) -> Selection:
     """Have a trial's selector choose, and write its choice."""
     from flexora.backbone.loading import Backbone, describe
+    from flexora.search.named import resolve_selection
     from flexora.verbs.settings import Recipe
 
     folder = study.run_folder(trial)
@@ -98,12 +100,14 @@ def choose(study: Study, trial: Trial) -> Selection:
     needed = {need.arm: chosen_by(study, need) for need in study.needs(trial) if need.arm in arm.layers.needs}
     module, data = _module_and_data(recipe) if arm.layers.looks else (None, None)
     task = Task(config.num_layers, trial.seed, trial.draw, needed, recipe.trainer("finetune"), module, data)
-    from flexora.search.named import resolve_selection
-
     projections = config.family.expand(recipe.adapter("finetune")["init_args"].get("target_modules"))
     text = ",".join(map(str, arm.layers.choose(task)))
     selection = resolve_selection(text, config.name, config.num_layers, projections)
     selection.write(folder.selection_of(CHOICE))
+    if isinstance(arm.layers, FromSearch):  # a warm start takes it from beside the selection
+        (searched,) = (need for need in study.needs(trial) if need.arm == arm.layers.arm)
+        with new_folder(folder.adapter(CHOICE), replace=True) as place:
+            shutil.copytree(study.run_folder(searched).adapter("search"), place, dirs_exist_ok=True)
     return selection
 
 

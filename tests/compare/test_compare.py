@@ -23,6 +23,11 @@ ARMS: dict[str, Any] = {
         "layers": {"class_path": "FromSearch", "init_args": {"arm": "Flexora", "rule": {"class_path": "TopK"}}},
         "settings": {"adapter": {"init_args": {"target_modules": "all-linear"}}},
     },
+    "warm": {
+        "layers": {"class_path": "FromSearch", "init_args": {"arm": "Flexora"}},
+        "settings": {"finetune": {"warm_start": True}},
+    },
+    "probe": {"layers": {"class_path": "GradientNorm", "init_args": {"like": "Flexora", "batches": 1}}},
 }
 ARMS["one"]["layers"]["init_args"]["rule"]["init_args"] = {"k": 1}
 
@@ -65,7 +70,7 @@ def test_a_study(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     place = tmp_path / "study"
     assert main(["compare", "--config", str(study), "--only", "tiny/*/0"]) == 0
     rows = {(row.arm, row.seed): row for row in read_lines(place / "compare" / "results.csv", ResultRow)}
-    assert list(rows) == [("base", None), ("LoRA", 0), ("Flexora", 0), ("one", 0)]
+    assert list(rows) == [("base", None), *((arm, 0) for arm in ARMS if arm != "base")]
     _check_tuning(rows, place / "trials" / "tiny")
     searched = Selection.read(place / "trials/tiny/flexora/0/search/selection.json")
     row = rows["Flexora", 0]
@@ -74,6 +79,10 @@ def test_a_study(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert row.peak_memory_mb > 100
     assert rows["one", 0].adapted_layers == 1
     assert rows["one", 0].trainable_parameters == 2 * (32 + 32 + 32 + 16 + 32 + 16 + 32 + 32 + 3 * (32 + 48))
+    assert rows["warm", 0].layers == row.layers
+    assert json.loads((place / "trials/tiny/warm/0/finetune/done.json").read_text())["initial_adapter"]
+    assert rows["probe", 0].adapted_layers == row.adapted_layers
+    assert rows["probe", 0].select_seconds > 0
     for out in read_lines(place / "compare" / "outcomes.csv", Outcome):
         own = rows[out.arm, out.seed]
         assert out.unpack().mean() == pytest.approx(getattr(own, out.metric), abs=1e-7)
