@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
 from statistics import mean
 from typing import IO
 
+from filelock import BaseFileLock, FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from flexora.compare.rows import ResultRow
 from flexora.compare.study import Study, Trial, threads_of
 from flexora.compare.trial import commands, is_done, read_row
 from flexora.errors import FlexoraError, Interrupted
@@ -32,6 +34,7 @@ class Worker:
         trial: The trial.
         slot: Which of the jobs it is, for the choice of a GPU.
         log: Where its processes print.
+        lock: Keeps others from the trial.
         steps: What is left of it.
         process: The process of the present step.
         step: Name of that step.
@@ -40,6 +43,7 @@ class Worker:
     trial: Trial
     slot: int
     log: IO[bytes]
+    lock: BaseFileLock
     steps: Iterator[tuple[str, list[str]]]
     process: subprocess.Popen[bytes] | None = None
     step: str = ""
@@ -58,46 +62,65 @@ class Schedule:
     study: Study
     arguments: list[str]
     jobs: int
-    failed: dict[Trial, str] = field(default_factory=dict)
+    _failed: dict[Trial, str] = field(default_factory=dict)
+    _times: dict[str, list[float]] = field(default_factory=dict)
+    _console: Console = field(default_factory=Console)
     _workers: list[Worker] = field(default_factory=list)
     _stopped: int = 0
 
-    def run(self, trials: Sequence[Trial]) -> list[Trial]:
+    def __post_init__(self) -> None:
+        """Take over what finished trials have taken."""
+        for trial in self.study.trials:
+            if (row := read_row(self.study, trial)) is not None:
+                self._time(row)
+
+    def run(self, trials: Sequence[Trial], finished: Callable[[], None]) -> dict[Trial, str]:
         """Do every trial that is not done yet; what one needs is done before it.
 
+        Args:
+            trials: The trials.
+            finished: Called whenever one is done.
+
         Returns:
-            Those that failed, or that need one that did.
+            Why trials failed; those too that need one that did.
 
         Raises:
             Interrupted: If a signal came; the phases have saved their state.
         """
-        graph = TopologicalSorter(self._graph(trials))
+        needs = self._graph(trials)
+        order = {trial: place for place, trial in enumerate(self.study.trials)}
+        graph = TopologicalSorter(needs)
         graph.prepare()
+        done = {trial for trial in needs if is_done(self.study, trial)}
+        left = [trial for trial in needs if trial not in done]
         waiting: list[Trial] = []
-        total = [trial for trial in self._graph(trials) if not is_done(self.study, trial)]
+        ended: list[Trial] = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        console = Console()
-        with Progress(*columns, console=console) as bar, forwarded(self._signal):
-            task = bar.add_task("study", total=len(total))
+        with Progress(*columns, console=self._console) as bar, forwarded(self._signal):
+            task = bar.add_task("", total=len(left))
             while graph.is_active():
-                waiting += graph.get_ready()
+                waiting = sorted([*waiting, *graph.get_ready()], key=order.__getitem__)
                 while waiting and len(self._workers) < self.jobs and not self._stopped:
                     trial = waiting.pop(0)
-                    if is_done(self.study, trial) or self._cannot(trial):
-                        graph.done(trial)
-                        waiting += graph.get_ready()
-                    else:
-                        self._start(trial)
+                    if trial not in done and not self._cannot(trial) and self._start(trial):
+                        continue
+                    graph.done(trial)
+                    ended += [] if trial in done else [trial]
+                    break  # others may be ready now, and come first
                 for worker in list(self._workers):
                     if self._advance(worker):
                         graph.done(worker.trial)
-                        bar.advance(task)
-                        console.print(self._line(worker, len(total)), soft_wrap=True)
+                        finished()
+                        ended.append(worker.trial)
+                while ended:
+                    left.remove(ended[0])
+                    self._tell(ended.pop(0), left)
+                    bar.advance(task)
                 if self._stopped and not self._workers:
                     raise Interrupted(128 + self._stopped)
-                bar.update(task, description=self._present(total))
+                bar.update(task, description=self._present(left))
                 time.sleep(TICK if self._workers else 0)
-        return list(self.failed)
+        return self._failed
 
     def _graph(self, trials: Sequence[Trial]) -> dict[Trial, list[Trial]]:
         graph: dict[Trial, list[Trial]] = {}
@@ -110,17 +133,25 @@ class Schedule:
         return graph
 
     def _cannot(self, trial: Trial) -> bool:
-        missing = [need for need in self.study.needs(trial) if need in self.failed]
+        missing = [need for need in self.study.needs(trial) if need in self._failed]
         if missing:
-            self.failed[trial] = f"needs {missing[0]}, which failed"
+            self._failed[trial] = f"needs {missing[0]}, which failed"
         return bool(missing)
 
-    def _start(self, trial: Trial) -> None:
+    def _start(self, trial: Trial) -> bool:
+        """Begin a trial, unless another process is at it."""
         folder = self.study.run_folder(trial).root
         folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".trial.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            self._failed[trial] = "another process works at it; the same command goes on when that one is done"
+            return False
         slot = min(set(range(self.jobs)) - {worker.slot for worker in self._workers})
         log = (folder / "log.txt").open("ab")
-        self._workers.append(Worker(trial, slot, log, commands(self.study, trial, self.arguments)))
+        self._workers.append(Worker(trial, slot, log, lock, commands(self.study, trial, self.arguments)))
+        return True
 
     def _advance(self, worker: Worker) -> bool:
         """Start a worker's next step if its present one has ended; tell whether the trial has ended."""
@@ -129,20 +160,21 @@ class Schedule:
             return False
         if status or self._stopped:
             if not self._stopped:
-                self.failed[worker.trial] = f"{worker.step}: {last_line(Path(worker.log.name))}"
+                self._failed[worker.trial] = f"{worker.step}: {last_line(Path(worker.log.name))}"
             return self._end(worker)
         try:
             worker.step, command = next(worker.steps)
         except StopIteration:
             return self._end(worker)
         except (FlexoraError, OSError) as error:
-            self.failed[worker.trial] = str(error)
+            self._failed[worker.trial] = str(error)
             return self._end(worker)
         worker.process = _call(command, worker.log, threads_of(self.jobs) | gpu_of(worker.slot, self.jobs))
         return False
 
     def _end(self, worker: Worker) -> bool:
         worker.log.close()
+        worker.lock.release()
         self._workers.remove(worker)
         return True
 
@@ -152,29 +184,31 @@ class Schedule:
             if worker.process is not None:
                 worker.process.send_signal(number)
 
-    def _line(self, worker: Worker, total: int) -> str:
-        trial = worker.trial
-        if self._stopped:
-            return f"{trial}: stopped"
-        if trial in self.failed:
-            return f"{trial}: failed: {self.failed[trial]}"
-        row = read_row(self.study, trial)
-        assert row is not None
-        return f"{trial}: {row.metric} {row.score:.3f}, {row.adapted_layers} layers"
+    def _tell(self, trial: Trial, left: Sequence[Trial]) -> None:
+        """Print how a trial has ended."""
+        if trial in self._failed or self._stopped:
+            said = f"failed: {self._failed[trial]}" if trial in self._failed else "stopped"
+        else:
+            row = read_row(self.study, trial)
+            assert row is not None
+            self._time(row)
+            said = f"{row.metric} {row.score:.3f}, {row.adapted_layers} layers; {len(left)} trials left"
+            said += f", about {self._time_left(left)}" if left else ""
+        self._console.print(f"{trial}: {said}", soft_wrap=True, highlight=False)
 
-    def _present(self, trials: Sequence[Trial]) -> str:
-        """What is at work, and about how long the rest will take, by what each arm has taken so far."""
+    def _time(self, row: ResultRow) -> None:
+        self._times.setdefault(row.arm, []).append(row.wall_seconds + row.evaluate_seconds)
+
+    def _time_left(self, left: Sequence[Trial]) -> str:
+        """About how long the rest will take, by what each arm has taken so far."""
+        usual = mean(seconds for own in self._times.values() for seconds in own)
+        seconds = sum(mean(self._times.get(trial.arm, [usual])) for trial in left if trial not in self._failed)
+        return readable(seconds / self.jobs)
+
+    def _present(self, left: Sequence[Trial]) -> str:
+        """What is at work."""
         doing = "; ".join(f"{worker.trial} {worker.step}" for worker in self._workers)
-        rows = {trial: row for trial in self.study.trials if (row := read_row(self.study, trial)) is not None}
-        times: dict[str, list[float]] = {}
-        for trial, row in rows.items():
-            times.setdefault(trial.arm, []).append(row.wall_seconds + row.evaluate_seconds)
-        if not times:
-            return doing
-        usual = mean(seconds for own in times.values() for seconds in own)
-        ahead = [trial for trial in trials if trial not in rows and trial not in self.failed]
-        left = sum(mean(times.get(trial.arm, [usual])) for trial in ahead)
-        return f"{doing} · about {readable(left / self.jobs)} left"
+        return f"{doing} · about {self._time_left(left)} left" if self._times and left else doing
 
 
 def _call(command: Sequence[str], log: IO[bytes], environment: dict[str, str]) -> subprocess.Popen[bytes]:

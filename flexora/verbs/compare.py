@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
 
@@ -35,12 +36,10 @@ def main(arguments: Sequence[str]) -> int:
     for problem in study_problems(study, waiting):
         raise FlexoraError(f"compare: {problem}")  # before hours of training
     schedule = Schedule(study, list(arguments), given.jobs)
-    try:
-        failed = schedule.run(trials)
-    finally:
-        collect(study)
-    for trial in failed:
-        print(f"flexora compare: {trial}: {schedule.failed[trial]}", file=sys.stderr)
+    failed = schedule.run(trials, partial(collect, study))
+    collect(study)
+    for trial, reason in failed.items():
+        print(f"flexora compare: {trial}: {reason}", file=sys.stderr)
     Console().print(f"results: {study.results / 'results.csv'}", soft_wrap=True)
     return 1 if failed else 0
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from flexora.compare import schedule as module
 from flexora.compare.schedule import Schedule, last_line, readable
@@ -28,12 +29,17 @@ class Plan:
         monkeypatch.setattr(module, "commands", self.commands)
         monkeypatch.setattr(module, "is_done", lambda study, trial: trial in self.done)
         monkeypatch.setattr(module, "read_row", lambda study, trial: None)
-        monkeypatch.setattr(Schedule, "_line", lambda self, worker, total: str(worker.trial))
+        monkeypatch.setattr(Schedule, "_tell", lambda self, trial, left: None)
 
     def commands(self, study: Study, trial: Trial, arguments: list[str]) -> Iterator[tuple[str, list[str]]]:
         self.started.append(trial)
         yield "step", ["sh", "-c", self.scripts.get(trial.arm, "true")]
         self.done.append(trial)
+
+
+def run(made: Study, trials: list[Trial], jobs: int = 2) -> dict[Trial, str]:
+    """Do trials, one or two at a time."""
+    return Schedule(made, [], jobs).run(trials, lambda: None)
 
 
 def test_what_a_trial_needs_is_done_before_and_done_ones_are_skipped(
@@ -42,23 +48,24 @@ def test_what_a_trial_needs_is_done_before_and_done_ones_are_skipped(
     made = study(tmp_path)
     plan = Plan(monkeypatch, {})
     wanted = Trial("PIQA", "random", 1, 1)
-    assert Schedule(made, [], 2).run([wanted]) == []
+    counted: list[int] = []
+    assert Schedule(made, [], 2).run([wanted], lambda: counted.append(len(plan.done))) == {}
+    assert counted == [1, 2, 3]
     chain = [Trial("PIQA", "LoRA", 0), Trial("PIQA", "Flexora", 1), wanted]
     assert plan.started == plan.done == chain
-    assert Schedule(made, [], 2).run(made.trials) == []
+    assert run(made, made.trials) == {}
     assert sorted(map(str, plan.started)) == sorted(map(str, made.trials))
 
 
 def test_a_failure_costs_only_what_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = study(tmp_path)
     plan = Plan(monkeypatch, {"Flexora": "echo out of luck; exit 3"})
-    schedule = Schedule(made, [], 2)
-    failed = schedule.run(made.trials)
+    failed = run(made, made.trials)
     assert {trial.arm for trial in failed} == {"Flexora", "random"}
     assert {trial.arm for trial in plan.done} == {"base", "LoRA"}
     assert len(failed) + len(plan.done) == len(made.trials)
-    assert "step: out of luck (all of it in" in schedule.failed[Trial("PIQA", "Flexora", 0)]
-    assert schedule.failed[Trial("PIQA", "random", 0, 1)] == "needs piqa/flexora/0, which failed"
+    assert "step: out of luck (all of it in" in failed[Trial("PIQA", "Flexora", 0)]
+    assert failed[Trial("PIQA", "random", 0, 1)] == "needs piqa/flexora/0, which failed"
 
 
 def test_a_problem_of_the_trial_itself_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,9 +77,20 @@ def test_a_problem_of_the_trial_itself_is_a_failure(tmp_path: Path, monkeypatch:
         yield
 
     monkeypatch.setattr(module, "commands", refuse)
-    schedule = Schedule(made, [], 1)
-    assert schedule.run([made.trials[0]]) == [made.trials[0]]
-    assert schedule.failed[made.trials[0]] == "no such layer"
+    assert run(made, made.trials[:1]) == {made.trials[0]: "no such layer"}
+
+
+def test_a_trial_that_another_process_is_at_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = study(tmp_path)
+    plan = Plan(monkeypatch, {})
+    folder = made.run_folder(trial := made.trials[0]).root
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".trial.lock"):
+        failed = run(made, made.trials)
+    assert list(failed) == [trial]
+    assert "another process works at it" in failed[trial]
+    assert len(plan.done) == len(made.trials) - 1
+    assert run(made, made.trials) == {}
 
 
 def test_jobs_work_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +98,7 @@ def test_jobs_work_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     made = study(tmp_path, arms={"base": {"layers": "AllLayers"}}, reference="base", seeds=[0])
     both = "[ $(ls [0-9]* | wc -l) = 2 ] && exit"
     Plan(monkeypatch, {"base": f"cd {tmp_path}; touch $$; for i in $(seq 100); do {both}; sleep .1; done; exit 1"})
-    assert Schedule(made, [], 2).run(made.trials) == []
+    assert run(made, made.trials) == {}
 
 
 def test_a_signal_reaches_the_steps_and_stops_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +113,7 @@ def test_a_signal_reaches_the_steps_and_stops_the_study(tmp_path: Path, monkeypa
 
     threading.Thread(target=kill).start()
     with pytest.raises(Interrupted) as stopped:
-        Schedule(made, [], 1).run(made.trials)
+        run(made, made.trials, jobs=1)
     assert stopped.value.status == 143
     assert saved.is_file()
     assert plan.started == [made.trials[0]]
