@@ -70,7 +70,7 @@ def _by_benchmark(study: StudyStatistics, own: str) -> str:
         if difference := benchmark.arms[own].difference:
             places[verdict(difference)].append(f"{benchmark.benchmark} ({points(difference)})")
     parts = [f"{word} it on {joined(names)}" for word, names in places.items() if names]
-    return f" One by one it is {'; '.join(parts)}."
+    return f" Benchmark by benchmark it is {'; '.join(parts)}."
 
 
 def caveats(study: StudyStatistics, split_rows: Mapping[str, int]) -> list[str]:
@@ -88,7 +88,7 @@ def caveats(study: StudyStatistics, split_rows: Mapping[str, int]) -> list[str]:
         whose = f" of {joined(single)}" if single else ""
         notes.append(f"One seed{whose}: the intervals are over rows alone and leave out how training runs scatter.")
     elif seeds and seeds[0] < _FEW_SEEDS:
-        notes.append(f"Only {seeds[0]} seeds: how far training runs scatter is itself known roughly.")
+        notes.append(f"Only {seeds[0]} seeds: standard errors over them are rough themselves.")
     if developed := [part.benchmark for part in study.benchmarks if part.split == "development"]:
         notes.append(
             f"{joined(developed)}: scored on development rows, held-out training rows, not on the reported split. Such "

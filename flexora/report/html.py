@@ -38,15 +38,8 @@ def write_report(run_dir: Path, title: str | None = None) -> Path:
     if run.results:
         write_atomically(out_dir / "results.md", results_markdown(run.results))
     model, benchmark = summary.model_and_benchmark(run)
-    # autoescape is set for all names: Jinja2's own choice goes by the ending and would skip ``.j2``.
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
         title=title or " · ".join(filter(None, (model, benchmark))),
         summary=summary.summary(run),
         caveats=summary.caveats(run),
@@ -66,6 +59,25 @@ def write_report(run_dir: Path, title: str | None = None) -> Path:
         configs=run.configs,
     )
     return write_atomically(out_dir / "report.html", page)
+
+
+def render(template: str, **values: Any) -> str:
+    """A page as HTML, everything in it escaped.
+
+    Args:
+        template: Name of a run's or a study's template; both extend ``page.html.j2``, which holds the style.
+        values: What it shows.
+    """
+    here = Path(__file__).parent
+    # autoescape is set for all names: Jinja2's own choice goes by the ending and would skip ``.j2``.
+    environment = Environment(
+        loader=FileSystemLoader([here, here.parent / "compare"]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
 
 
 def _findings(run: Run) -> dict[str, str]:
