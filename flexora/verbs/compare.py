@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 
 from flexora.compare.checks import study_problems
-from flexora.compare.rows import Outcome, ResultRow, write_lines
+from flexora.compare.report import read_study, rewrite
+from flexora.compare.results import write_results, write_rows
 from flexora.compare.schedule import Schedule
-from flexora.compare.study import Study, instantiated, make_study, matching, study_parser
-from flexora.compare.trial import is_done, outcomes, read_row
+from flexora.compare.study import instantiated, make_study, matching, study_parser
+from flexora.compare.table import study_tables
+from flexora.compare.trial import is_done
 from flexora.errors import FlexoraError
 
 
@@ -26,6 +29,9 @@ def main(arguments: Sequence[str]) -> int:
         FlexoraError: If the study does not allow it, or no trial matches.
     """
     given = instantiated(study_parser(), arguments)
+    if given.results is not None:
+        _show(Path(given.results))
+        return 0
     study = make_study(given)
     trials = list(matching(study.trials, given.only))
     if not trials:
@@ -36,20 +42,18 @@ def main(arguments: Sequence[str]) -> int:
     for problem in study_problems(study, waiting):
         raise FlexoraError(f"compare: {problem}")  # before hours of training
     schedule = Schedule(study, list(arguments), given.jobs)
-    failed = schedule.run(trials, partial(collect, study))
-    collect(study)
+    failed = schedule.run(trials, partial(write_rows, study))
+    write_results(study)
+    _show(study.results)
     for trial, reason in failed.items():
         print(f"flexora compare: {trial}: {reason}", file=sys.stderr)
-    Console().print(f"results: {study.results / 'results.csv'}", soft_wrap=True)
     return 1 if failed else 0
 
 
-def collect(study: Study) -> None:
-    """Write the rows of all finished trials, in the study's order."""
-    found = [(trial, row) for trial in study.trials if (row := read_row(study, trial)) is not None]
-    order = {name: place for place, name in enumerate(study.recipes)}
-    found.sort(key=lambda pair: order[pair[0].benchmark])
-    write_lines(study.results / "results.csv", [row for _, row in found], ResultRow)
-    write_lines(
-        study.results / "outcomes.csv", [out for trial, row in found for out in outcomes(study, trial, row)], Outcome
-    )
+def _show(folder: Path) -> None:
+    """Print the tables of a study's results, and make its report again."""
+    page = rewrite(folder)
+    console = Console()
+    for table in study_tables(read_study(folder)[1]):
+        console.print(table)
+    console.print(f"rows:   {folder / 'results.csv'}\nreport: {page}", soft_wrap=True)

@@ -87,6 +87,15 @@ def test_a_study(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         own = rows[out.arm, out.seed]
         assert out.unpack().mean() == pytest.approx(getattr(own, out.metric), abs=1e-7)
         assert out.rows == own.rows == 13
+    table = (place / "compare" / "table.md").read_text()
+    assert all(f"| {arm} |" in table for arm in ARMS)
+    assert "4 layers" in (place / "compare" / "report.html").read_text()
+    capsys.readouterr()
+    (place / "compare" / "table.md").unlink()
+    assert main(["compare", "--results", str(place / "compare")]) == 0
+    assert (place / "compare" / "table.md").read_text() == table
+    shown = capsys.readouterr().out
+    assert all(arm in shown for arm in ARMS)
     before = {file: file.stat().st_mtime_ns for file in place.rglob("*") if "compare" not in file.parts}
     assert main(["compare", "--config", str(study), "--only", "tiny/*/0"]) == 0
     assert {file: file.stat().st_mtime_ns for file in before} == before

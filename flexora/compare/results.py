@@ -1,0 +1,62 @@
+"""The results folder of a study: rows of all finished trials, and what its report needs beside them."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flexora.compare.report import write_study_report
+from flexora.compare.rows import Outcome, ResultRow, write_lines
+from flexora.compare.study import Study
+from flexora.compare.trial import chosen_by, outcomes, read_row
+from flexora.scoring.results import Results
+from flexora.search.result import PACKAGES
+
+
+def write_rows(study: Study) -> None:
+    """Write ``results.csv`` and ``outcomes.csv``: the finished trials, in the study's order."""
+    found = [(trial, row) for trial in study.trials if (row := read_row(study, trial)) is not None]
+    order = {name: place for place, name in enumerate(study.recipes)}
+    found.sort(key=lambda pair: order[pair[0].benchmark])
+    write_lines(study.results / "results.csv", [row for _, row in found], ResultRow)
+    answered = [out for trial, row in found for out in outcomes(study, trial, row)]
+    write_lines(study.results / "outcomes.csv", answered, Outcome)
+
+
+def write_results(study: Study) -> Path:
+    """Write rows, ``study.json``, table, pictures and page.
+
+    Returns:
+        The path of ``report.html``.
+    """
+    write_rows(study)
+    done = [trial for trial in study.trials if read_row(study, trial) is not None]
+    adapted = [trial for trial in done if not study.is_base(trial.arm)]
+    split_rows = {trial.benchmark: Results.read(study.run_folder(trial).results).split_rows for trial in done}
+    return write_study_report(
+        study.results,
+        study.reference,
+        study.title or None,
+        settings=_settings(study),
+        arms=list(study.arms),
+        split_rows=split_rows,
+        num_layers=chosen_by(study, adapted[0]).num_layers if adapted else None,
+    )
+
+
+def _settings(study: Study) -> dict[str, Any]:
+    """What was run with what."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
+    return {
+        "recipes": study.recipes,
+        "settings": study.settings,
+        "seeds": study.seeds,
+        "rows drawn anew for each seed": study.resample,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {device}",
+        "versions": {name: version(name) for name in PACKAGES},
+    }
