@@ -16,17 +16,15 @@ from flexora.files import write_json
 
 
 class Usage(BaseModel):
-    """What a phase took, summed over the processes that worked on it; killed ones leave no word.
+    """What a phase took, one process after another (killed ones leave no word); on several devices in the first one.
 
     Attributes:
         seconds: Wall time, without the start of Python.
         peak_memory_bytes: Largest memory of one process: on a GPU what torch allocated, else what was resident.
-        device: ``cuda`` or ``cpu``.
     """
 
     seconds: float = 0.0
     peak_memory_bytes: int = 0
-    device: str = "cpu"
 
     @classmethod
     def read(cls, folder: Path) -> Usage:
@@ -44,19 +42,17 @@ def measured(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        device, peak = _peak_memory()
         usage = Usage(
             seconds=before.seconds + time.perf_counter() - start,
-            peak_memory_bytes=max(before.peak_memory_bytes, peak),
-            device=device,
+            peak_memory_bytes=max(before.peak_memory_bytes, _peak_memory()),
         )
         write_json(folder / "usage.json", json.loads(usage.model_dump_json()))
 
 
-def _peak_memory() -> tuple[str, int]:
+def _peak_memory() -> int:
     import torch
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return "cuda", torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
-    return "cpu", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -27,12 +27,13 @@ def study_of(path: Path) -> Study:
     return make_study(instantiated(study_parser(), ["--config", str(path)]))
 
 
-def study_problems(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
+def study_problems(study: Study, trials: Sequence[Trial], jobs: int = 1) -> Iterator[str]:
     """Yield what is wrong with the recipes that the trials make: each benchmark once, and each arm's settings once.
 
     Args:
         study: The study.
         trials: Those that are to be done.
+        jobs: How many at a time.
     """
     seen: set[str] = set()
     benchmarks: set[str] = set()
@@ -45,11 +46,11 @@ def study_problems(study: Study, trials: Sequence[Trial]) -> Iterator[str]:
             continue
         seen.add(own)
         benchmarks.add(trial.benchmark)
-        for problem in dict.fromkeys(_problems(study, trial, phases)):
+        for problem in dict.fromkeys(_problems(study, trial, phases, jobs)):
             yield f"{trial.benchmark}, {trial.arm}: {problem}"
 
 
-def _problems(study: Study, trial: Trial, phases: Sequence[Phase]) -> Iterator[str]:
+def _problems(study: Study, trial: Trial, phases: Sequence[Phase], jobs: int) -> Iterator[str]:
     settings: dict[str, Any] = study.settings_of(trial) | {"evaluate": {"arms": ["base"]}}
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(settings, file)
@@ -59,6 +60,8 @@ def _problems(study: Study, trial: Trial, phases: Sequence[Phase]) -> Iterator[s
         except FlexoraError as error:
             yield str(error)
             return
+    if jobs > 1 and any(recipe.devices(phase) > 1 for phase in phases):
+        yield "trainer.devices: with several jobs each has one device; set it to 1, or give --jobs 1"
     for check in checks(recipe, phases, trains=True):
         try:
             check()

@@ -11,18 +11,18 @@ from typing import Any
 from flexora.compare.report import write_study_report
 from flexora.compare.rows import Outcome, ResultRow, write_lines
 from flexora.compare.study import Study
-from flexora.compare.trial import chosen_by, outcomes, read_row
+from flexora.compare.trial import chosen_by, is_done, outcomes, read_row
 from flexora.scoring.results import Results
 from flexora.search.result import PACKAGES
 
 
 def write_rows(study: Study) -> None:
     """Write ``results.csv`` and ``outcomes.csv``: the finished trials, in the study's order."""
-    found = [(trial, row) for trial in study.trials if (row := read_row(study, trial)) is not None]
+    found = [(trial, row) for trial in study.trials if is_done(study, trial) and (row := read_row(study, trial))]
     order = {name: place for place, name in enumerate(study.recipes)}
     found.sort(key=lambda pair: order[pair[0].benchmark])
     write_lines(study.results / "results.csv", [row for _, row in found], ResultRow)
-    answered = [out for trial, row in found for out in outcomes(study, trial, row)]
+    answered = [out for trial, row in found for out in outcomes(study, trial)]
     write_lines(study.results / "outcomes.csv", answered, Outcome)
 
 
@@ -33,7 +33,7 @@ def write_results(study: Study) -> Path:
         The path of ``report.html``.
     """
     write_rows(study)
-    done = [trial for trial in study.trials if read_row(study, trial) is not None]
+    done = [trial for trial in study.trials if is_done(study, trial)]
     adapted = [trial for trial in done if not study.is_base(trial.arm)]
     split_rows = {trial.benchmark: Results.read(study.run_folder(trial).results).split_rows for trial in done}
     return write_study_report(
@@ -48,7 +48,7 @@ def write_results(study: Study) -> Path:
 
 
 def _settings(study: Study) -> dict[str, Any]:
-    """What was run with what."""
+    """What was run with what; machine and versions are those of the last call."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
@@ -57,6 +57,12 @@ def _settings(study: Study) -> dict[str, Any]:
         "settings": study.settings,
         "seeds": study.seeds,
         "rows drawn anew for each seed": study.resample,
+        "arms": {
+            name: {"layers": arm.layers.describe(), "settings": arm.settings}
+            | ({"learning_rates": arm.learning_rates} if arm.learning_rates else {})
+            | ({"learning_rate_of": arm.learning_rate_of} if arm.learning_rate_of else {})
+            for name, arm in study.arms.items()
+        },
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {device}",
         "versions": {name: version(name) for name in PACKAGES},
     }

@@ -50,7 +50,7 @@ class ResultRow(_Line):
         metric: The benchmark's primary metric.
         acc: Share of right choices by log-likelihood.
         acc_norm: The same per character.
-        score: The primary metric, where it is another one.
+        score: The primary metric.
         loss: On the rows scored.
         validation_loss: On the held-out rows, of the adapter that was kept (that of the best epoch).
         last_validation_loss: After the last epoch.
@@ -84,7 +84,7 @@ class ResultRow(_Line):
 
     @property
     def wall_seconds(self) -> float:
-        """Time of all that the arm cost before it could be used."""
+        """Time of all that the trial took before its adapter could be used."""
         return self.select_seconds + self.tune_seconds + self.finetune_seconds
 
 

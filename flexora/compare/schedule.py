@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -17,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flexora.compare.rows import ResultRow
-from flexora.compare.study import Study, Trial, threads_of
+from flexora.compare.study import Study, Trial
 from flexora.compare.trial import commands, is_done, read_row
 from flexora.errors import FlexoraError, Interrupted
 from flexora.processes import forwarded
@@ -87,7 +89,7 @@ class Schedule:
         Raises:
             Interrupted: If a signal came; the phases have saved their state.
         """
-        needs = self._graph(trials)
+        needs = self.study.with_needs(trials)
         order = {trial: place for place, trial in enumerate(self.study.trials)}
         graph = TopologicalSorter(needs)
         graph.prepare()
@@ -96,7 +98,7 @@ class Schedule:
         waiting: list[Trial] = []
         ended: list[Trial] = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._console) as bar, forwarded(self._signal):
+        with Progress(*columns, console=self._console) as bar, forwarded(self._signal), self._orderly():
             task = bar.add_task("", total=len(left))
             while graph.is_active():
                 waiting = sorted([*waiting, *graph.get_ready()], key=order.__getitem__)
@@ -122,15 +124,16 @@ class Schedule:
                 time.sleep(TICK if self._workers else 0)
         return self._failed
 
-    def _graph(self, trials: Sequence[Trial]) -> dict[Trial, list[Trial]]:
-        graph: dict[Trial, list[Trial]] = {}
-        open_ones = list(trials)
-        while open_ones:
-            trial = open_ones.pop(0)
-            if trial not in graph:
-                graph[trial] = self.study.needs(trial)
-                open_ones += graph[trial]
-        return graph
+    @contextmanager
+    def _orderly(self) -> Iterator[None]:
+        """Leave no process behind, whatever ends the block."""
+        try:
+            yield
+        finally:
+            for worker in self._workers:
+                if worker.process is not None:
+                    worker.process.terminate()
+                    worker.process.wait()
 
     def _cannot(self, trial: Trial) -> bool:
         missing = [need for need in self.study.needs(trial) if need in self._failed]
@@ -160,16 +163,21 @@ class Schedule:
             return False
         if status or self._stopped:
             if not self._stopped:
-                self._failed[worker.trial] = f"{worker.step}: {last_line(Path(worker.log.name))}"
+                self._failed[worker.trial] = f"{worker.step}: {_reason(status or 0, Path(worker.log.name))}"
             return self._end(worker)
         try:
             worker.step, command = next(worker.steps)
         except StopIteration:
             return self._end(worker)
-        except (FlexoraError, OSError) as error:
-            self._failed[worker.trial] = str(error)
+        except Exception as error:  # a selector of the user's own may raise anything; other trials go on
+            known = isinstance(error, FlexoraError)
+            self._failed[worker.trial] = str(error) if known else f"{type(error).__name__}: {error}"
             return self._end(worker)
-        worker.process = _call(command, worker.log, threads_of(self.jobs) | gpu_of(worker.slot, self.jobs))
+        if self._stopped:  # while the step was made ready
+            return self._end(worker)
+        worker.process = _call(command, worker.log, _threads_of(self.jobs) | _gpu_of(worker.slot, self.jobs))
+        if self._stopped:
+            worker.process.send_signal(self._stopped)
         return False
 
     def _end(self, worker: Worker) -> bool:
@@ -223,17 +231,31 @@ def readable(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
-def last_line(log: Path) -> str:
-    """The last line that a trial's processes printed."""
+def _reason(status: int, log: Path) -> str:
+    """Why a step failed: the last line that it printed, or the signal that ended it."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"{lines[-1].strip()[:300] if lines else 'it printed nothing'} (all of it in {log})"
+    said = lines[-1].strip()[:300] if lines else "it printed nothing"
+    if status == -signal.SIGKILL:
+        said = "killed, as the system does where memory runs out; lower data.batch_size, or give --jobs 1"
+    elif status < 0:
+        said = f"ended by signal {-status}"
+    return f"{said} (its output: {log})"
 
 
-def gpu_of(slot: int, jobs: int) -> dict[str, str]:
-    """Environment that gives a job a GPU of its own, where there are several and the user has named none."""
-    if jobs == 1 or "CUDA_VISIBLE_DEVICES" in os.environ:
+def _threads_of(jobs: int) -> dict[str, str]:
+    """Environment that shares the cores that this process may use among so many jobs."""
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+
+
+def _gpu_of(slot: int, jobs: int) -> dict[str, str]:
+    """Environment that gives a job a GPU of its own, of those that this process may use; jobs share where they must."""
     import torch
 
     count = torch.cuda.device_count()
-    return {"CUDA_VISIBLE_DEVICES": str(slot % count)} if count else {}
+    if jobs == 1 or not count:
+        return {}
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    return {"CUDA_VISIBLE_DEVICES": allowed[slot % len(allowed)]}

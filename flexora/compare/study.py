@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ class Trial:
 
 
 def slug(name: str) -> str:
-    """A name as part of a path: lower case letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    """A name as part of a path: lower case letters and digits of any script, and hyphens."""
+    return re.sub(r"[\W_]+", "-", name.lower()).strip("-")
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,20 @@ class Study:
         needed = [Trial(trial.benchmark, name, trial.seed) for name in arm.layers.needs]
         if arm.learning_rate_of is not None:
             needed.append(Trial(trial.benchmark, arm.learning_rate_of, first))
-        if arm.learning_rates and trial.seed != first:
+        if arm.learning_rates and trial != Trial(trial.benchmark, trial.arm, first):
             needed.append(Trial(trial.benchmark, trial.arm, first))
         return needed
+
+    def with_needs(self, trials: Sequence[Trial]) -> dict[Trial, list[Trial]]:
+        """These trials and all that must be done before, each with what it needs itself."""
+        graph: dict[Trial, list[Trial]] = {}
+        open_ones = list(trials)
+        while open_ones:
+            trial = open_ones.pop(0)
+            if trial not in graph:
+                graph[trial] = self.needs(trial)
+                open_ones += graph[trial]
+        return graph
 
     def settings_of(self, trial: Trial) -> dict[str, Any]:
         """The settings of a trial on top of its recipe's."""
@@ -194,12 +206,19 @@ def make_study(namespace: jsonargparse.Namespace) -> Study:
     named = {"recipes": list(study.recipes), "arms": list(study.arms), "seeds": list(map(str, study.seeds))}
     for name, names in named.items():
         folders = {slug(one) for one in names}
-        if len(folders) < len(names) or "" in folders:
+        if "" in folders:
+            raise FlexoraError(f"compare: {name}: a name has neither letters nor digits; give it some")
+        if len(folders) < len(names):
             raise FlexoraError(f"compare: {name}: two have the same folder name; give each letters of its own")
     if study.reference not in study.arms:
         raise FlexoraError(f"compare: reference: {study.reference!r} is no arm; name one of {', '.join(study.arms)}")
     for name, arm in study.arms.items():
         _require_arm(study, name, arm)
+    try:
+        TopologicalSorter(study.with_needs(study.trials)).prepare()
+    except CycleError as error:
+        arms = " -> ".join(dict.fromkeys(trial.arm for trial in error.args[1]))
+        raise FlexoraError(f"compare: arms: {arms} need each other; let one make its own choice") from error
     return study
 
 
@@ -219,15 +238,9 @@ def instantiated(parser: RecipeParser, arguments: Sequence[str]) -> jsonargparse
     return namespace
 
 
-def threads_of(jobs: int) -> dict[str, str]:
-    """Environment that shares the machine's cores among so many processes."""
-    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
-        return {}
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-
-
 def matching(trials: Sequence[Trial], patterns: Sequence[str]) -> Iterator[Trial]:
-    """The trials whose names match one of the patterns; all without patterns."""
-    from fnmatch import fnmatch
-
-    return (trial for trial in trials if not patterns or any(fnmatch(str(trial), pattern) for pattern in patterns))
+    """The trials whose names, with or without the number of the draw, match one of the patterns; all without any."""
+    for trial in trials:
+        names = (str(trial), str(replace(trial, draw=0)))
+        if not patterns or any(fnmatch(name, pattern) for name in names for pattern in patterns):
+            yield trial

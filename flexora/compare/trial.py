@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +23,7 @@ from flexora.finetune.history import read_history
 from flexora.recipes import load_sections
 from flexora.report.summary import listing
 from flexora.runfolder import RunFolder, first_difference
-from flexora.scoring.results import Results
+from flexora.scoring.results import Metric, Results
 from flexora.search.selection import Selection
 from flexora.usage import Usage
 
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
     from flexora.verbs.settings import Recipe
 
 #: Settings of the trainer that leave a trial's result as it is.
-UNDECISIVE_TRAINER = {"accelerator", "devices", "num_nodes", "strategy", "logger", "log_every_n_steps"}
+UNDECISIVE_TRAINER = {"accelerator", "logger", "log_every_n_steps", "enable_progress_bar"}
+#: Metrics that are 1 or 0 for each row.
+RIGHT_OR_WRONG: tuple[Metric, ...] = ("acc", "acc_norm", "exact_match", "flexible_match")
 CHOICE = "choice"
 
 
@@ -38,14 +43,15 @@ def row_file(folder: RunFolder) -> Path:
 
 
 def is_done(study: Study, trial: Trial) -> bool:
-    """Whether a trial is finished.
+    """Whether a trial is finished, and those that it needs still are.
 
     Raises:
-        FlexoraError: If it was started with other settings.
+        FlexoraError: If it was started with other settings, or took something else from those that it needs.
     """
     folder = study.run_folder(trial)
-    _require_same(study, trial, folder)
-    return row_file(folder).is_file()
+    needs_done = all(is_done(study, need) for need in study.needs(trial))
+    _require_same(study, trial, folder, compare_taken=needs_done)
+    return needs_done and row_file(folder).is_file()
 
 
 def commands(study: Study, trial: Trial, arguments: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -57,6 +63,8 @@ def commands(study: Study, trial: Trial, arguments: list[str]) -> Iterator[tuple
         arguments: Command line of the study, for steps that parse it again.
     """
     folder = study.run_folder(trial)
+    if is_done(study, trial):  # as it was before one that it needs was done again
+        return
     file = _write_recipe(study, trial, folder)
     phase = [sys.executable, "-m", "flexora"]
     recipe = ["--config", str(study.base_recipe(trial)), "--config", str(file)]
@@ -83,7 +91,10 @@ def commands(study: Study, trial: Trial, arguments: list[str]) -> Iterator[tuple
         arms = json.dumps([place or "base"])
         scored = [f"--evaluate.arms={arms}", "--evaluate.samples=true"]
         yield "evaluation", [*phase, "evaluate", *recipe, *scored]
-    write_json(row_file(folder), _row(study, trial, folder).model_dump())
+    row = _row(study, trial, folder)
+    right = [outcome.model_dump() for outcome in _outcomes(folder, row)]
+    write_json(folder.root / "outcomes.json", right)
+    write_json(row_file(folder), row.model_dump())
 
 
 def choose(study: Study, trial: Trial) -> Selection:
@@ -103,12 +114,17 @@ def choose(study: Study, trial: Trial) -> Selection:
     projections = config.family.expand(recipe.adapter("finetune")["init_args"].get("target_modules"))
     text = ",".join(map(str, arm.layers.choose(task)))
     selection = resolve_selection(text, config.name, config.num_layers, projections)
-    selection.write(folder.selection_of(CHOICE))
-    if isinstance(arm.layers, FromSearch):  # a warm start takes it from beside the selection
-        (searched,) = (need for need in study.needs(trial) if need.arm == arm.layers.arm)
+    if searched := _searched(study, trial):  # a warm start takes its LoRA from beside the selection
         with new_folder(folder.adapter(CHOICE), replace=True) as place:
             shutil.copytree(study.run_folder(searched).adapter("search"), place, dirs_exist_ok=True)
+    selection.write(folder.selection_of(CHOICE))
     return selection
+
+
+def _searched(study: Study, trial: Trial) -> Trial | None:
+    """The trial whose search a trial goes by; none where it makes its own choice."""
+    layers = study.arms[trial.arm].layers
+    return Trial(trial.benchmark, layers.arm, trial.seed) if isinstance(layers, FromSearch) else None
 
 
 def chosen_by(study: Study, trial: Trial) -> Selection:
@@ -118,15 +134,16 @@ def chosen_by(study: Study, trial: Trial) -> Selection:
     return Selection.read(folder.selection if searched else folder.selection_of(CHOICE))
 
 
-def outcomes(study: Study, trial: Trial, row: ResultRow) -> list[Outcome]:
+def outcomes(study: Study, trial: Trial) -> list[Outcome]:
     """Which rows a finished trial's adapter answered rightly, by each metric that says so."""
-    lines = [json.loads(line) for line in study.run_folder(trial).samples.read_text().splitlines()]
-    metrics = [name for name in lines[0] if all(line[name] in (0.0, 1.0) for line in lines)]
-    return [
-        Outcome.pack(row, name, [line[name] == 1.0 for line in lines])
-        for name in metrics
-        if name not in ("row", "prediction", "answer")
-    ]
+    lines = json.loads((study.run_folder(trial).root / "outcomes.json").read_text())
+    return [Outcome.model_validate(line) for line in lines]
+
+
+def _outcomes(folder: RunFolder, row: ResultRow) -> list[Outcome]:
+    lines = [json.loads(line) for line in folder.samples.read_text().splitlines()]
+    names = [name for name in RIGHT_OR_WRONG if name in lines[0] and len({line["benchmark"] for line in lines}) == 1]
+    return [Outcome.pack(row, name, [line[name] == 1.0 for line in lines]) for name in names]
 
 
 def _module_and_data(recipe: Recipe) -> tuple[Any, Any]:
@@ -140,9 +157,15 @@ def _module_and_data(recipe: Recipe) -> tuple[Any, Any]:
     return built.model, built.data
 
 
+@cache
+def _sections(recipe: Path) -> dict[str, Any]:
+    """A recipe's sections, read once: it is asked for by every trial."""
+    return load_sections(recipe)
+
+
 def _decisive(study: Study, trial: Trial) -> dict[str, Any]:
     """What may not change between two calls: recipe, settings, and what chooses the layers."""
-    sections = load_sections(study.base_recipe(trial))
+    sections = copy.deepcopy(_sections(study.base_recipe(trial)))
     arm, settings = study.arms[trial.arm], study.settings_of(trial)
     for part in (sections, settings):
         part.pop("output_dir", None)
@@ -156,11 +179,25 @@ def _decisive(study: Study, trial: Trial) -> dict[str, Any]:
     }
 
 
-def _require_same(study: Study, trial: Trial, folder: RunFolder) -> None:
+def _taken(study: Study, trial: Trial) -> dict[str, Any]:
+    """What a trial takes from those that it needs: their choice, or their learning rate."""
+    taken: dict[str, Any] = {}
+    for need in study.needs(trial):
+        if need.arm in study.arms[trial.arm].layers.needs:
+            choice = chosen_by(study, need)
+            taken[f"{need} layers"] = {"targets": choice.model_dump(mode="json")["targets"], "alpha": choice.alpha}
+        else:
+            taken[f"{need} learning rate"] = _read_row(study.run_folder(need)).learning_rate
+    return taken
+
+
+def _require_same(study: Study, trial: Trial, folder: RunFolder, *, compare_taken: bool) -> None:
     file = folder.root / "trial.json"
     if not file.is_file():
         return
-    change = first_difference(json.loads(file.read_text()), json.loads(json.dumps(_decisive(study, trial))))
+    now = _decisive(study, trial) | ({"taken": _taken(study, trial)} if compare_taken else {})
+    before = {name: value for name, value in json.loads(file.read_text()).items() if name in now}
+    change = first_difference(before, json.loads(json.dumps(now)))
     if change:
         raise FlexoraError(
             f"compare: {folder.root} was made with other settings ({change}); choose another output_dir, or delete it"
@@ -168,7 +205,7 @@ def _require_same(study: Study, trial: Trial, folder: RunFolder) -> None:
 
 
 def _write_recipe(study: Study, trial: Trial, folder: RunFolder) -> Path:
-    write_json(folder.root / "trial.json", _decisive(study, trial))
+    write_json(folder.root / "trial.json", _decisive(study, trial) | {"taken": _taken(study, trial)})
     settings = yaml.safe_dump(study.settings_of(trial), sort_keys=False, allow_unicode=True)
     return write_atomically(folder.root / "recipe.yaml", settings)
 
@@ -186,13 +223,20 @@ def _fine_tunes(study: Study, trial: Trial) -> dict[str, float | None]:
 
 def _best(study: Study, trial: Trial, folder: RunFolder) -> str:
     """Folder of the fine-tune with the lowest loss on the held-out rows."""
-    return min(_fine_tunes(study, trial), key=lambda name: kept_loss(folder, name) or 0.0)
+    losses = {name: kept_loss(folder, name) for name in _fine_tunes(study, trial)}
+    return min(losses, key=lambda name: math.inf if losses[name] is None else float(losses[name] or 0.0))
 
 
 def kept_loss(folder: RunFolder, name: str) -> float | None:
-    """The lowest validation loss of a fine-tune: its adapter is that epoch's."""
-    losses = [row["val_loss"] for row in read_history(folder.root / name / "history.csv") if "val_loss" in row]
-    return min(losses, default=None)
+    """Validation loss of a fine-tune's adapter, that of the best epoch (AdaLoRA's: the last); none if not finite."""
+    losses = [_finite(row.get("val_loss")) for row in read_history(folder.root / name / "history.csv")]
+    if folder.settings(name)["adapter"]["class_path"].endswith("AdaLoraConfig"):
+        losses = losses[-1:]
+    return min((loss for loss in losses if loss is not None), default=None)
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
 
 
 def _read_row(folder: RunFolder) -> ResultRow:
@@ -214,6 +258,8 @@ def _row(study: Study, trial: Trial, folder: RunFolder) -> ResultRow:
     selection = None if base else Selection.read(folder.selection_of(str(best)))
     history = [] if base else read_history(folder.root / str(best) / "history.csv")
     usage = {name: Usage.read(folder.root / name) for name in ("search", CHOICE, *names, "evaluate")}
+    searched = _searched(study, trial)
+    searched_seconds = Usage.read(study.run_folder(searched).root / "search").seconds if searched else 0.0
     values = {metric: estimate.value for metric, estimate in arm.metrics.items()}
     return ResultRow(
         benchmark=trial.benchmark,
@@ -232,9 +278,9 @@ def _row(study: Study, trial: Trial, folder: RunFolder) -> ResultRow:
         score=values[results.primary_metric],
         loss=arm.loss,
         validation_loss=None if best is None else kept_loss(folder, best),
-        last_validation_loss=history[-1].get("val_loss") if history else None,
-        train_loss=history[-1].get("train_loss") if history else None,
-        select_seconds=usage["search"].seconds + usage[CHOICE].seconds,
+        last_validation_loss=_finite(history[-1].get("val_loss")) if history else None,
+        train_loss=_finite(history[-1].get("train_loss")) if history else None,
+        select_seconds=usage["search"].seconds + usage[CHOICE].seconds + searched_seconds,
         tune_seconds=sum(usage[name].seconds for name in names if name != best),
         finetune_seconds=0.0 if best is None else usage[best].seconds,
         evaluate_seconds=usage["evaluate"].seconds,

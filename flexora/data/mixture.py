@@ -126,6 +126,12 @@ class CommonsenseMixture(AnswerDataModule):
                 for other, found in reported.items()
                 if other is not part
             }
+            if self.development_rows is not None:
+                others |= {
+                    f"the development rows of {other.benchmark_name}": other.development_set
+                    for other in self.parts
+                    if other is not part
+                }
             rows.append(without_reported(part.train_split, others, part.benchmark_name, part.unit))
         if self.weights is None:
             return concatenate_datasets(rows)
@@ -141,4 +147,4 @@ class CommonsenseMixture(AnswerDataModule):
                 f"data.weights: {part.benchmark_name} has {len(rows)} train rows, but its share of train_rows and "
                 f"validation_rows is {wanted}; lower its weight or the rows"
             )
-        return rows.select(sorted(permutation(len(rows), self.split_seed, 0)[:wanted]))
+        return rows.select(sorted(permutation(len(rows), self.train_seed, 0)[:wanted]))

@@ -78,8 +78,8 @@ class FinishedRun:
         """Read a run.
 
         Raises:
-            FlexoraError: If a phase is not done, a file is missing or broken, or the evaluation is of another adapter
-                or another base model.
+            FlexoraError: If a phase is not done, a file is missing or broken, or the evaluation is of another adapter,
+                another base model or development rows.
         """
         folder = RunFolder(root)
         if not root.is_dir():
@@ -104,6 +104,11 @@ class FinishedRun:
             raise FlexoraError(
                 f"{root}: the evaluation is not of the adapter in {adapter}; run flexora evaluate with {ARM} among "
                 "evaluate.arms again"
+            )
+        if results.development:
+            raise FlexoraError(
+                f"{root}: development rows were scored, but a card tells of the reported split; remove "
+                "data.development_rows and run flexora evaluate again"
             )
         for name in ("model", "revision"):
             if evaluation["backbone"][name] != recipe["backbone"][name]:

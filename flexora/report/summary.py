@@ -128,6 +128,11 @@ def caveats(run: Run) -> list[str]:
     notes = []
     if run.selection and (run.selection.search or {}).get("illustrative"):
         notes.append("The search was short and is illustrative: it shows how layers are chosen, not which are best.")
+    if run.results and run.results.development:
+        notes.append(
+            "Development rows were scored, a part of the train split: the figures serve to choose between settings, "
+            "and favour what was chosen by them."
+        )
     if run.results and run.results.rows < run.results.split_rows:
         notes.append(
             f"Only a cut of the {run.results.split} split was scored, {rows_scored(run.results)} rows: the figures are "

@@ -89,6 +89,11 @@ class Results(BaseModel):
     arms: list[ArmResult]
     parts: list[Results] = Field(default_factory=list)
 
+    @property
+    def development(self) -> bool:
+        """Whether development rows were scored, in the place of a reported split."""
+        return "development" in {self.split, *(part.split for part in self.parts)}
+
     def write(self, path: Path) -> Path:
         """Write the results atomically as JSON and return ``path``."""
         return write_atomically(path, self.model_dump_json(indent=2, exclude_none=True) + "\n")

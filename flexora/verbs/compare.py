@@ -38,8 +38,9 @@ def main(arguments: Sequence[str]) -> int:
         raise FlexoraError(f"compare: only: no trial matches; they are called such as {study.trials[0]}")
     if given.jobs < 1:
         raise FlexoraError(f"compare: jobs: {given.jobs} is too small; give at least 1")
-    waiting = [trial for trial in trials if not is_done(study, trial)]
-    for problem in study_problems(study, waiting):
+    done = [trial for trial in study.trials if is_done(study, trial)]
+    waiting = [trial for trial in study.with_needs(trials) if trial not in done]
+    for problem in study_problems(study, waiting, given.jobs):
         raise FlexoraError(f"compare: {problem}")  # before hours of training
     schedule = Schedule(study, list(arguments), given.jobs)
     failed = schedule.run(trials, partial(write_rows, study))

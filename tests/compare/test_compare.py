@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -99,11 +100,27 @@ def test_a_study(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     before = {file: file.stat().st_mtime_ns for file in place.rglob("*") if "compare" not in file.parts}
     assert main(["compare", "--config", str(study), "--only", "tiny/*/0"]) == 0
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    capsys.readouterr()
+    _check_that_what_was_taken_is_compared(study, place, capsys)
     text = study.read_text()
     study.write_text(text.replace("train_rows: 16", "train_rows: 15"))
     assert main(["compare", "--config", str(study)]) == 2
     assert "was made with other settings (settings.data.init_args.train_rows 16 -> 15)" in capsys.readouterr().err
+
+
+def _check_that_what_was_taken_is_compared(study: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A search that is done again and chooses as before costs the others nothing; another choice is refused."""
+    trials = place / "trials" / "tiny"
+    finished = (trials / "probe" / "0" / "row.json").stat().st_mtime_ns
+    shutil.rmtree(trials / "flexora" / "0")
+    assert main(["compare", "--config", str(study), "--only", "tiny/probe/0"]) == 0
+    assert (trials / "probe" / "0" / "row.json").stat().st_mtime_ns == finished
+    selection = trials / "flexora" / "0" / "search" / "selection.json"
+    found = Selection.read(selection)
+    found.model_copy(update={"alpha": [value + 1 for value in found.alpha or []]}).write(selection)
+    capsys.readouterr()
+    assert main(["compare", "--config", str(study), "--only", "tiny/base/0"]) == 2
+    assert "one/0 was made with other settings (taken.tiny/flexora/0 layers.alpha" in capsys.readouterr().err
+    found.write(selection)
 
 
 def _check_tuning(rows: dict[tuple[str, int | None], ResultRow], trials: Path) -> None:

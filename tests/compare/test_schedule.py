@@ -13,10 +13,10 @@ import pytest
 from filelock import FileLock
 
 from flexora.compare import schedule as module
-from flexora.compare.schedule import Schedule, last_line, readable
+from flexora.compare.schedule import Schedule, readable
 from flexora.compare.study import Study, Trial
 from flexora.errors import FlexoraError, Interrupted
-from tests.compare.test_study import study
+from tests.compare.test_study import ARMS, study
 
 
 class Plan:
@@ -64,7 +64,7 @@ def test_a_failure_costs_only_what_needs_it(tmp_path: Path, monkeypatch: pytest.
     assert {trial.arm for trial in failed} == {"Flexora", "random"}
     assert {trial.arm for trial in plan.done} == {"base", "LoRA"}
     assert len(failed) + len(plan.done) == len(made.trials)
-    assert "step: out of luck (all of it in" in failed[Trial("PIQA", "Flexora", 0)]
+    assert "step: out of luck (its output:" in failed[Trial("PIQA", "Flexora", 0)]
     assert failed[Trial("PIQA", "random", 0, 1)] == "needs piqa/flexora/0, which failed"
 
 
@@ -91,6 +91,62 @@ def test_a_trial_that_another_process_is_at_is_left_alone(tmp_path: Path, monkey
     assert "another process works at it" in failed[trial]
     assert len(plan.done) == len(made.trials) - 1
     assert run(made, made.trials) == {}
+
+
+@pytest.mark.parametrize("error", [ValueError("of all kinds"), FlexoraError("of all kinds")])
+def test_whatever_a_trial_raises_the_others_go_on(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = study(tmp_path)
+    plan = Plan(monkeypatch, {})
+    good = plan.commands
+
+    def sometimes(study: Study, trial: Trial, arguments: list[str]) -> Iterator[tuple[str, list[str]]]:
+        if trial.arm == "base":
+            raise error
+        yield from good(study, trial, arguments)
+
+    monkeypatch.setattr(module, "commands", sometimes)
+    failed = run(made, made.trials)
+    assert {trial.arm for trial in failed} == {"base"}
+    assert all(reason.endswith("of all kinds") for reason in failed.values())
+    assert len(plan.done) == len(made.trials) - len(failed)
+
+
+def test_a_step_that_was_killed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = study(tmp_path)
+    Plan(monkeypatch, {"base": "echo Epoch 1; kill -9 $$"})
+    failed = run(made, made.trials[:1])
+    assert "step: killed, as the system does where memory runs out" in failed[made.trials[0]]
+
+
+def test_no_process_outlives_a_study_that_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = study(tmp_path, arms={"base": {"layers": "AllLayers"}, "LoRA": ARMS["LoRA"]}, seeds=[0])
+    file = tmp_path / "pid"
+    Plan(monkeypatch, {"base": "true", "LoRA": f"echo $$ > {file}; exec sleep 60"})
+
+    def broken() -> None:
+        while not file.is_file() or not file.read_text():
+            time.sleep(0.02)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        Schedule(made, [], 2).run(made.trials, broken)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(file.read_text()), 0)
+
+
+def test_each_job_has_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(6), raising=False)
+    assert [module._threads_of(jobs) for jobs in (1, 2, 9)] == [{}, {"OMP_NUM_THREADS": "3"}, {"OMP_NUM_THREADS": "1"}]
+    assert module._gpu_of(0, 2) == {}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [module._gpu_of(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert [module._gpu_of(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4", "7"]
+    assert module._gpu_of(0, 1) == {}
 
 
 def test_jobs_work_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,8 +176,5 @@ def test_a_signal_reaches_the_steps_and_stops_the_study(tmp_path: Path, monkeypa
     assert plan.done == []
 
 
-def test_words_for_times_and_logs(tmp_path: Path) -> None:
+def test_words_for_times() -> None:
     assert [readable(seconds) for seconds in (20, 90, 12_000)] == ["0 min", "2 min", "3 h 20 min"]
-    log = tmp_path / "log.txt"
-    log.write_text("one\ntwo\n\n")
-    assert last_line(log) == f"two (all of it in {log})"

@@ -70,7 +70,21 @@ def test_settings_of_another_class_are_not_mixed_in() -> None:
     assert merged({"rule": "Positive"}, {"rule": other})["rule"] == other
 
 
+def test_draws_need_the_tuning_of_the_first(tmp_path: Path) -> None:
+    arms = ARMS | {"random": ARMS["random"] | {"learning_rates": [0.1, 0.2]}}
+    made = study(tmp_path, arms=arms)
+    first = Trial("PIQA", "random", 0)
+    assert made.needs(Trial("PIQA", "random", 0, 1)) == [Trial("PIQA", "Flexora", 0), first]
+    assert made.needs(first) == [Trial("PIQA", "Flexora", 0)]
+
+
+def test_patterns_know_draws_by_the_name_of_the_first(tmp_path: Path) -> None:
+    found = matching(study(tmp_path).trials, ["piqa/random/0"])
+    assert [trial.draw for trial in found] == [0, 1]
+
+
 def test_names_of_folders() -> None:
+    assert slug("Зима, 2") == "зима-2"
     assert slug("LoRA q,v") == "lora-q-v"
     assert str(Trial("ARC-Easy", "Flexora, first order", 2, 1)) == "arc-easy/flexora-first-order/2-1"
 
@@ -89,6 +103,17 @@ def test_names_of_folders() -> None:
         ({"arms": ARMS | {"x": {"layers": "RandomLayers"}}}, "RandomLayers needs either k or like"),
         ({"arms": ARMS | {"x": {"layer": "AllLayers"}}}, "arms"),
         ({"arm": {"x": 1}}, "arm"),
+        ({"arms": ARMS | {"+": {"layers": "AllLayers"}}}, "arms: a name has neither letters nor digits"),
+        (
+            {
+                "arms": ARMS
+                | {
+                    name: {"layers": {"class_path": "FirstLayers", "init_args": {"like": other}}}
+                    for name, other in (("x", "y"), ("y", "x"))
+                }
+            },
+            "arms: .* need each other",
+        ),
     ],
 )
 def test_what_is_refused(changed: dict[str, Any], expected: str, tmp_path: Path) -> None:

@@ -89,6 +89,26 @@ def test_weights_deal_the_training_rows(folder: Path, tiny_models: dict[str, Pat
     assert (len(data.train_set), len(data.validation_set)) == (6, 2)
 
 
+def test_train_seed_deals_other_rows(folder: Path, tiny_models: dict[str, Path]) -> None:
+    def dealt(seed: int) -> set[str]:
+        settings = {"validation_rows": 1, "train_rows": 2, "weights": {"BoolQ": 1.0}, "train_seed": seed}
+        data = CommonsenseMixture(Backbone(str(tiny_models["llama"])), str(folder), **settings)
+        return {str(ids) for ids in data.train_split["sequences"]}
+
+    assert dealt(0) == dealt(0)
+    assert len({frozenset(dealt(seed)) for seed in range(4)}) > 1
+
+
+def test_development_rows_of_every_benchmark(folder: Path, tiny_models: dict[str, Path]) -> None:
+    data = CommonsenseMixture(Backbone(str(tiny_models["llama"])), str(folder), validation_rows=9, development_rows=2)
+    assert [len(part.reported_set) for part in data.parts] == [2] * 8
+    assert [part.scored_split for part in data.parts] == ["development"] * 8
+    trained = {str(ids) for ids in data.train_split["sequences"]}
+    scored = {str(ids) for part in data.parts for ids in part.reported_set["sequences"]}
+    assert trained
+    assert not trained & scored
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -239,3 +239,9 @@ def test_figures_of_another_adapter_or_base_are_refused(run_dir: Path, capfd: py
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
     assert publish(run_dir) == 2
     assert "the evaluation is not of the adapter" in capfd.readouterr().err
+
+
+def test_development_rows_are_not_published(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rewrite(run_dir / "evaluate" / "results.json", {"split": "development"})
+    assert publish(run_dir) == 2
+    assert "development rows were scored, but a card tells of the reported split" in capfd.readouterr().err
