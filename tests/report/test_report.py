@@ -74,13 +74,15 @@ def test_report_warns_of_cuts_and_short_searches(run_dir: Path, results: Results
     page = page_of(run_dir)
     assert "Only a cut of the test split was scored" in page
     assert "is illustrative" not in page
-    results.rows = 2376
+    assert "Development rows were scored" not in page
+    results.rows, results.split = 2376, "development"
     results.write(run_dir / "evaluate" / "results.json")
     selection.search = {"illustrative": True}
     selection.write(run_dir / "search" / "selection.json")
     page = page_of(run_dir)
     assert "Only a cut" not in page
-    assert "On all 2,376 test rows" in page
+    assert "On all 2,376 development rows" in page
+    assert "Development rows were scored" in page
     assert "is illustrative" in page
 
 
