@@ -49,7 +49,17 @@ def _replace(path: Path, content: str | bytes) -> Path:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    _sync(path.parent)
     return path
+
+
+def _sync(folder: Path) -> None:
+    """Have the names in a folder outlive a loss of power: syncing a file keeps its content alone."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -76,6 +86,7 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
             _swap(made, path, Path(scratch) / "old")
+            _sync(path.parent)
     except OSError as error:
         raise FlexoraError(
             f"cannot write {path}: {error.strerror or error}; make room or choose another place"

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -96,6 +97,10 @@ class LengthGroupedBatches(Sampler[MicroBatch]):
         max_tokens: Most tokens of one forward pass, padding included. How many batches that makes depends on the rows
             that come together, so they are the same in every epoch then, and their order alone changes.
         share: This process's share.
+
+    Attributes:
+        start: Batches of the next iteration that are left out at its beginning, in the middle of an epoch that is gone
+            on with; later ones are whole again.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class LengthGroupedBatches(Sampler[MicroBatch]):
         self.max_tokens = max_tokens
         self.share = share or Share()
         self.epoch = 0
+        self.start = 0
 
     @property
     def sampler(self) -> LengthGroupedBatches:
@@ -154,6 +160,11 @@ class LengthGroupedBatches(Sampler[MicroBatch]):
         return batches
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        start, self.start = self.start, 0
+        yield from islice(self._shares(), start, None)
+
+    def _shares(self) -> Iterator[MicroBatch]:
+        """This process's batches of an epoch, in their order."""
         batches = self._batches(self.epoch if self.max_tokens is None else 0)
         batches = [batches[index] for index in permutation(len(batches), self.seed + 1, self.epoch)]
         for start in range(0, len(batches), self.step_size):

@@ -30,16 +30,21 @@ class EpochHistory(Callback):
     def __init__(self, folder: Path) -> None:
         self.file = folder / "history.csv"
         self._rows: dict[int, dict[str, float]] = {}
+        self._val_loss: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go on with the rows that are there, where training goes on: a checkpoint lies before its epoch's end."""
         self._rows = {} if trainer.ckpt_path is None else {int(row["epoch"]): row for row in read_history(self.file)}
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the epoch's last validation loss: Lightning goes on showing it in epochs that have none."""
+        self._val_loss = None if trainer.sanity_checking else _metric(trainer, "val_loss")
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch's row."""
-        row = {"epoch": float(trainer.current_epoch + 1)}
-        losses = {"train_loss": "train_loss_of_epoch", "val_loss": "val_loss"}
-        row |= {name: float(trainer.callback_metrics[m]) for name, m in losses.items() if m in trainer.callback_metrics}
+        losses = {"train_loss": _metric(trainer, "train_loss_of_epoch"), "val_loss": self._val_loss}
+        self._val_loss = None
+        row = {"epoch": float(trainer.current_epoch + 1)} | {k: v for k, v in losses.items() if v is not None}
         self._rows[trainer.current_epoch + 1] = row
         if trainer.is_global_zero:
             self._write()
@@ -50,6 +55,10 @@ class EpochHistory(Callback):
         writer.writeheader()
         writer.writerows({**row, "epoch": epoch} for epoch, row in sorted(self._rows.items()))
         write_atomically(self.file, text.getvalue())
+
+
+def _metric(trainer: L.Trainer, name: str) -> float | None:
+    return float(trainer.callback_metrics[name]) if name in trainer.callback_metrics else None
 
 
 def read_history(file: Path) -> list[dict[str, float]]:

@@ -32,6 +32,7 @@ from flexora.finetune.initialization import (
 from flexora.finetune.prefix import PrefixCache, require_one_device
 from flexora.finetune.sharding import require_shardable, shard
 from flexora.finetune.warm_start import fill, read_start, require_lora
+from flexora.randomness import seeded, step_seed
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.named import resolve_selection
 
@@ -66,7 +67,9 @@ class FinetuneModule(L.LightningModule):
         initial_adapter: A PEFT folder whose weights of the chosen modules are the start, as
             :meth:`SearchModule.save_adapter` writes it; LoRA starts fresh by default, as in the paper. Recipes fill it
             in where ``finetune.warm_start`` asks for it.
-        seed: Seed of the adapter's initial weights. Recipes fill it in from their own section.
+        checkpoint_every: Optimiser steps between two checkpoints; there are some around every validation, too.
+        keep_checkpoints: How many of the newest are kept: an older one is used where a newer one is damaged.
+        seed: Seed of the adapter's initial weights and of dropout. Recipes fill it in from their own section.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class FinetuneModule(L.LightningModule):
         prefix_cache: float = 0.0,
         compile: bool = False,
         initial_adapter: str | None = None,
+        checkpoint_every: int = 50,
+        keep_checkpoints: int = 2,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -89,6 +94,9 @@ class FinetuneModule(L.LightningModule):
             raise FlexoraError(f"finetune.warmup_ratio: {warmup_ratio} must lie in [0, 1)")
         if not prefix_cache >= 0:
             raise FlexoraError(f"finetune.prefix_cache: {prefix_cache} GiB is less than nothing; give 0 or more")
+        for name, value in {"checkpoint_every": checkpoint_every, "keep_checkpoints": keep_checkpoints}.items():
+            if value < 1:
+                raise FlexoraError(f"finetune.{name}: {value} is too small; give at least 1")
         if initial_adapter is not None:
             require_lora(adapter)
         require_modules(adapter)
@@ -103,6 +111,8 @@ class FinetuneModule(L.LightningModule):
         self.prefix_cache = prefix_cache
         self.compiled = compile
         self.initial_adapter = initial_adapter
+        self.checkpoint_every = checkpoint_every
+        self.keep_checkpoints = keep_checkpoints
         self.seed = seed
         self.model: PeftModel | None = None
         self.train_loss = MeanMetric()
@@ -202,10 +212,16 @@ class FinetuneModule(L.LightningModule):
 
         Lightning averages over accumulated batches and devices; the factor turns that into the sum over all of them
         divided by their joint number of tokens, so that batches with few answer tokens do not count for more.
+        Dropout's masks depend on the seed, the step and the batch's place in it alone.
         """
-        with self.prefix.serving(batch, "train"):
+        accumulate, processes = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        place = batch_idx % accumulate * processes + self.trainer.global_rank  # among all batches of the step
+        with (
+            seeded(step_seed(self.seed, self.global_step, place + 1), self.device),
+            self.prefix.serving(batch, "train"),
+        ):
             loss_sum = answer_loss(self.peft_model, batch)
-        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        parts = accumulate * processes
         self.log("train_loss", loss_sum.detach() / terms(batch), prog_bar=True)
         self.train_loss.update(loss_sum.detach() / terms(batch), weight=terms(batch))
         self.log("train_loss_of_epoch", self.train_loss, on_step=False, on_epoch=True)
@@ -224,8 +240,12 @@ class FinetuneModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter alone: the frozen base model can be loaded again."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["state_dict"] = self.trained(checkpoint["state_dict"])
+
+    def trained(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The trained ones among the parameters of a ``state_dict``."""
+        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: tensor for name, tensor in state_dict.items() if name in names}
 
     def save_adapter(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write the adapter as a plain PEFT folder: on the untouched base it gives the same logits as here.

@@ -9,22 +9,23 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from flexora.checkpoint import read_checkpoint, write_checkpoint
+from flexora.checkpoint import CheckpointFolder, read_checkpoint
 from flexora.data.bilevel import BilevelDataModule
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, Interrupted
 from flexora.search.history import write_history
-from flexora.search.state import restore, snapshot
+from flexora.search.state import restore, snapshot, to_file
 
 if TYPE_CHECKING:
     from flexora.search.module import SearchModule
 
 
 class SearchFiles(Callback):
-    """Writes ``history.csv`` and ``checkpoints/last.pt``, and resumes from the latter.
+    """Writes ``history.csv`` and checkpoints, and resumes from the newest of these.
 
     Lightning's ModelCheckpoint counts optimiser steps, which misses saves in manual optimisation, and its loops would
     have to be fast-forwarded. Here every outer step is a pure function of its number, so the state of the module is
-    all there is to keep.
+    all there is to keep. A signal may come within a step: then the state before that step is written, and it is done
+    again.
 
     Args:
         folder: The search's folder.
@@ -32,12 +33,9 @@ class SearchFiles(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._snapshot: dict[str, Any] | None = None
-
-    @property
-    def checkpoint(self) -> Path:
-        """The newest checkpoint."""
-        return self.folder / "checkpoints" / "last.pt"
+        self.checkpoints = CheckpointFolder(folder / "checkpoints")
+        self._read: dict[str, Any] | None = None
+        self._before: dict[str, Any] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Read the newest checkpoint: its number of steps is needed before the loader exists.
@@ -45,29 +43,36 @@ class SearchFiles(Callback):
         Raises:
             FlexoraError: If it was made on another number of devices: each step's rows would be others.
         """
-        if not self.checkpoint.is_file():
+        self.checkpoints.keep = cast("SearchModule", pl_module).keep_checkpoints
+        newest = self.checkpoints.newest(trainer.print)
+        if newest is None:
             return
-        self._snapshot = read_checkpoint(self.checkpoint)
-        devices = self._snapshot["world_size"]
+        self._read = read_checkpoint(newest)
+        devices = self._read["world_size"]
         if devices != trainer.world_size:
             raise FlexoraError(
-                f"search: {self.checkpoint} was made on {devices} devices, but the trainer has {trainer.world_size}; "
+                f"search: {newest} was made on {devices} devices, but the trainer has {trainer.world_size}; "
                 "continue on as many, or choose another output_dir"
             )
         data = getattr(trainer, "datamodule", None)
         assert isinstance(data, BilevelDataModule)
-        data.steps.start = len(self._snapshot["history"])
+        data.steps.start = len(self._read["history"])
         trainer.print(f"search: continuing after outer step {data.steps.start} of {data.steps.total}")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Continue where the newest checkpoint ends, now that the optimiser exists."""
-        if self._snapshot is not None:
-            restore(cast("SearchModule", pl_module), self._snapshot)
-            self._snapshot = None
+        if self._read is not None:
+            restore(cast("SearchModule", pl_module), self._read)
+            self._read = None
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over a complete checkpoint: it leaves no step to make, and then Lightning never starts to train."""
         self.on_train_start(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Keep the state before the outer step, for a signal within it."""
+        if trainer.is_global_zero:
+            self._before = snapshot(cast("SearchModule", pl_module))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Keep the history up to date, and the state every few steps."""
@@ -76,13 +81,24 @@ class SearchFiles(Callback):
         module = cast("SearchModule", pl_module)
         write_history(self.folder / "history.csv", module.history, module.units)
         if module.outer_step % module.checkpoint_every == 0 or module.outer_step == module.total_steps:
-            self._save(module)
+            self._write(snapshot(module))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Keep the state when SIGTERM ends the search: Lightning heeds it between outer steps only."""
-        module = cast("SearchModule", pl_module)
-        if isinstance(exception, SIGTERMException) and module.history and trainer.is_global_zero:
-            self._save(module)
+        """Write the state before the step that a signal broke off."""
+        if isinstance(exception, Interrupted | SIGTERMException):
+            if self._before is not None and self._before["history"]:
+                self._write(self._before)
+            trainer.strategy.barrier()  # Lightning kills all processes soon after the first has left
 
-    def _save(self, module: SearchModule) -> None:
-        write_checkpoint(self.checkpoint, snapshot(module))
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write our own where Lightning makes a checkpoint, as it does before it has SLURM start the job again.
+
+        Its own is left with nothing that could differ from ours: what is in it was taken anywhere within a step.
+        """
+        if self._before is not None and self._before["history"]:
+            self._write(self._before)
+        checkpoint["state_dict"] = {}
+        del checkpoint["loops"]
+
+    def _write(self, kept: dict[str, Any]) -> None:
+        self.checkpoints.write(len(kept["history"]), to_file(kept))

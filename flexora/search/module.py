@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import lightning as L
-import numpy as np
 import torch
 from peft import PeftConfig
 from torch import nn
@@ -17,6 +16,7 @@ from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone, describe
 from flexora.data.bilevel import REPEAT_STRIDE, BilevelDataModule, OuterBatch
 from flexora.errors import FlexoraError
+from flexora.randomness import step_seed
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.adapter import plain_lora
 from flexora.search.estimators import Estimator, Unrolled, cosine
@@ -31,12 +31,6 @@ from flexora.search.rules import Positive, SelectionRule
 from flexora.search.schedule import ScheduleName, schedule
 from flexora.search.selection import Selection
 from flexora.search.units import Units
-
-
-def step_seed(seed: int, outer_step: int) -> int:
-    """Where an outer step's dropout seeds start: spread by a hash, so that no two searches share any."""
-    (drawn,) = np.random.SeedSequence([seed, outer_step]).generate_state(1, np.uint64)
-    return int(drawn) >> 1  # torch takes what fits into 64 bits, and the gradients count up from here
 
 
 class SearchModule(L.LightningModule):
@@ -69,6 +63,7 @@ class SearchModule(L.LightningModule):
             cosine: at 0.99 the estimate can be trusted, at 0.5 it is noise. A check costs about two outer steps, and
             the memory of one micro-batch's second-order graph; by default there is none.
         checkpoint_every: Outer steps between two checkpoints.
+        keep_checkpoints: How many of the newest are kept: an older one is used where a newer one is damaged.
         illustrative: Mark the result as one of a short search, for the report.
         seed: Seed of LoRA's initial weights and of dropout. Recipes fill it in from their own section.
     """
@@ -94,6 +89,7 @@ class SearchModule(L.LightningModule):
         average_last: int = 10,
         check_every: int | None = None,
         checkpoint_every: int = 5,
+        keep_checkpoints: int = 2,
         illustrative: bool = False,
         seed: int = 0,
     ) -> None:
@@ -101,6 +97,7 @@ class SearchModule(L.LightningModule):
         counts = {"outer_steps": outer_steps, "inner_steps": inner_steps, "batch_size": batch_size}
         counts |= {"accumulate": accumulate, "validation_batches": validation_batches}
         counts |= {"average_last": average_last, "checkpoint_every": checkpoint_every, "repeats": repeats}
+        counts |= {"keep_checkpoints": keep_checkpoints}
         counts |= {} if check_every is None else {"check_every": check_every}
         for name, value in counts.items():
             if value < 1:
@@ -128,6 +125,7 @@ class SearchModule(L.LightningModule):
         self.average_last = average_last
         self.check_every = check_every
         self.checkpoint_every = checkpoint_every
+        self.keep_checkpoints = keep_checkpoints
         self.illustrative = illustrative
         self.seed = seed
         self.history: list[HistoryRow] = []

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,8 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from flexora.data.batch import terms
+from flexora.interruption import heed
+from flexora.randomness import seeded
 from flexora.search.gates import Gates, gates_of
 from flexora.search.inner import ClipByNorm, InnerOptimizer, InnerState, Tensors
 from flexora.search.processes import Processes
@@ -120,6 +121,7 @@ class BilevelProblem:
 
         Raises:
             ValueError: If there is no micro-batch.
+            Interrupted: Before any of them, if a signal asked any process to stop.
         """
         if not batches:
             raise ValueError("a gradient needs at least one micro-batch")
@@ -132,7 +134,8 @@ class BilevelProblem:
         losses: list[Tensor] = []
         total: Tensors = []
         for index, batch in enumerate(batches):
-            with _seeded(seed + self.processes.place(index), device), torch.enable_grad():
+            heed(self.processes.world_size, device)
+            with seeded(seed + self.processes.place(index), device), torch.enable_grad():
                 part = self.loss_sum(self.model, batch) / tokens
                 derived = derive(part)
             losses.append(part.detach())
@@ -192,11 +195,3 @@ class BilevelProblem:
             theta, self.clip(gradient), state, cotangent, buffer_cotangents, self.schedule(state.clock)
         )
         return cotangent, self.clip.pullback(gradient, clipped_cotangent), buffer_cotangents
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators inside the block and give them their old states back after it."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from flexora.search.history import HistoryRow
 from flexora.search.inner import InnerState
@@ -15,22 +17,31 @@ if TYPE_CHECKING:
 
 
 def snapshot(search: SearchModule) -> dict[str, Any]:
-    """Everything that the next outer step depends on; the frozen base model is not part of it."""
+    """A copy, in the machine's memory, of everything that the next outer step depends on.
+
+    The frozen base model is not part of it, and no generator of random numbers: rows and dropout masks are pure
+    functions of seed and step.
+    """
     problem = search.bilevel_problem
     return {
-        "alpha": search.alpha.detach(),
-        "theta": [parameter.detach() for parameter in problem.theta],
+        "alpha": _copy(search.alpha),
+        "theta": [_copy(parameter) for parameter in problem.theta],
         "inner_step": problem.state.step,
         "inner_clock": problem.state.clock,
-        "inner_buffers": problem.state.buffers,
-        "outer_optimizer": search.outer_optimizer.state_dict(),
+        "inner_buffers": [[_copy(buffer) for buffer in buffers] for buffers in problem.state.buffers],
+        "outer_optimizer": copy.deepcopy(search.outer_optimizer.state_dict()),
         "world_size": problem.processes.world_size,
-        "history": [asdict(row) for row in search.history],
+        "history": list(search.history),
     }
 
 
+def to_file(kept: dict[str, Any]) -> dict[str, Any]:
+    """A :func:`snapshot` in plain types alone, as a checkpoint holds it."""
+    return {**kept, "history": [asdict(row) for row in kept["history"]]}
+
+
 def restore(search: SearchModule, kept: dict[str, Any]) -> None:
-    """Continue from a :func:`snapshot`; call it once the optimisers exist (``on_train_start`` or later)."""
+    """Continue from a :func:`snapshot` in plain types; call it once the optimisers exist (``on_train_start``)."""
     problem = search.bilevel_problem
     with torch.no_grad():
         search.alpha.copy_(kept["alpha"])
@@ -38,3 +49,7 @@ def restore(search: SearchModule, kept: dict[str, Any]) -> None:
     problem.state = InnerState(kept["inner_step"], kept["inner_buffers"], kept["inner_clock"])
     search.outer_optimizer.load_state_dict(kept["outer_optimizer"])
     search.history = [HistoryRow(**row) for row in kept["history"]]
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)

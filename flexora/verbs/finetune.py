@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast
 
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from peft import AdaLoraConfig
 from rich.console import Console
 
 from flexora.backbone.adapters import trainable_parameters
 from flexora.backbone.loading import Backbone, describe
-from flexora.checkpoint import read_checkpoint
 from flexora.errors import FlexoraError
+from flexora.finetune.callbacks import FinetuneFiles
 from flexora.finetune.history import EpochHistory
 from flexora.finetune.module import FinetuneModule
 from flexora.finetune.warm_start import require_start
@@ -41,18 +39,18 @@ def main(arguments: Sequence[str]) -> int:
     if recipe.initial_adapter is not None:
         require_start(recipe.initial_adapter)
     place = folder.root / name
-    checkpoints = ModelCheckpoint(place / "checkpoints", "best", monitor="val_loss", save_last=True)
+    files = FinetuneFiles(place)
     cli = lightning_cli(
         recipe,
         "finetune",
         FinetuneModule,
         recipe.module("finetune") | {"selection": str(folder.selection_of(name))},
-        trainer={"enable_model_summary": False},
-        callbacks=[checkpoints, EpochHistory(place)],
+        trainer={"enable_checkpointing": False, "enable_model_summary": False},
+        callbacks=[files, EpochHistory(place)],
         folder=place,
     )
     if not cli.trainer.is_global_zero:  # another device's process of the same fine-tune: the first one writes
-        _fit(cli, place)
+        _fit(cli, files)
         return 0
     settings = recipe.settings("finetune") | {
         "targets": selection.model_dump(mode="json")["targets"],
@@ -62,17 +60,16 @@ def main(arguments: Sequence[str]) -> int:
         folder.start(name, settings)
         folder.write_config(name, recipe.text)
         selection.write(folder.selection_of(name))
-        _fit(cli, place)
-        if not checkpoints.best_model_path:
+        _fit(cli, files)
+        if files.best_weights is None:
             raise FlexoraError(
-                "the trainer validated and saved nothing; remove what keeps it from that from trainer or "
-                "finetune.trainer (fast_dev_run, max_time, enable_checkpointing)"
+                "the trainer validated nothing; remove what keeps it from that from trainer or finetune.trainer "
+                "(fast_dev_run, max_time, limit_val_batches)"
             )
         tuned = cast("FinetuneModule", cli.model)
-        best = read_checkpoint(Path(checkpoints.best_model_path))
         parameters = trainable_parameters(tuned.peft_model)
         # AdaLoRA has brought its ranks down to target_r at the end alone.
-        tuned.save_adapter(place / "adapter", None if isinstance(tuned.adapter, AdaLoraConfig) else best["state_dict"])
+        tuned.save_adapter(place / "adapter", None if isinstance(tuned.adapter, AdaLoraConfig) else files.best_weights)
         folder.finish(name, settings)
         if name == "finetune":  # the report knows no other
             write_report(folder.root, recipe.sections["report"]["title"])
@@ -83,13 +80,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _fit(cli: LightningCLI, place: Path) -> None:
+def _fit(cli: LightningCLI, files: FinetuneFiles) -> None:
     """Train to the end, from the newest checkpoint if there is one."""
-    last = place / "checkpoints" / "last.ckpt"
-    if last.is_file():
-        read_checkpoint(last)  # a broken one is named before the model is loaded
+    newest = files.checkpoints.newest(cli.trainer.print)
     with plain_errors():
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=last if last.is_file() else None)
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=newest, weights_only=True)
 
 
 def _long_form(argument: str) -> str:

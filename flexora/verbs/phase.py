@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from flexora.backbone.limits import Phase, require_trainer
 from flexora.data.datamodule import AnswerDataModule
 from flexora.errors import FlexoraError, Interrupted
+from flexora.interruption import StopOnSignal, leaving
 from flexora.recipe import one_line
 from flexora.verbs.progress import progress_bar
 from flexora.verbs.settings import Recipe
@@ -95,7 +96,7 @@ def lightning_cli(
             save_config_callback=None,
             parser_class=PhaseParser,
             seed_everything_default=recipe.sections["seed"],
-            trainer_defaults={"callbacks": [*bars, *callbacks]},
+            trainer_defaults={"callbacks": [*bars, *callbacks, StopOnSignal()]},
             args={
                 "seed_everything": recipe.sections["seed"],
                 "model": module,
@@ -126,9 +127,9 @@ def plain_errors() -> Iterator[None]:
         FlexoraError: If a setting of the Trainer does not fit this machine or the other settings.
         Interrupted: If a signal stopped the Trainer.
     """
-    handler = signal.getsignal(signal.SIGINT)
     try:
-        yield
+        with leaving():
+            yield
     except MisconfigurationException as error:
         raise _trainer_error(error) from error
     except SIGTERMException:
@@ -137,8 +138,6 @@ def plain_errors() -> Iterator[None]:
         if isinstance(leave.__context__, KeyboardInterrupt):
             raise Interrupted(128 + signal.SIGINT) from None
         raise
-    finally:
-        signal.signal(signal.SIGINT, handler)  # Lightning ignores Ctrl-C from the first one on
 
 
 def _trainer_error(error: Exception) -> FlexoraError:
@@ -179,6 +178,7 @@ def silence() -> None:
         ".*changes the base weights of the model.*",  # what is written is converted
         ".*rank_pattern keys did not match.*",  # PEFT's AdaLoRA writes them so itself
         ".*gradient_checkpointing.*deprecated.*",
+        ".*ended before the epoch ended and your dataloader is not resumable.*",  # its batches are: FinetuneFiles
     )
     for message in noise:
         warnings.filterwarnings("ignore", message=message)

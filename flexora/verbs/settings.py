@@ -43,8 +43,12 @@ UNDECISIVE_DATA: dict[Phase, set[str]] = {
         "weights",
     },
 }
-#: Settings of a phase's own section that decide speed and memory alone.
-UNDECISIVE_OWN: dict[Phase, set[str]] = {"search": set(), "finetune": {"prefix_cache", "compile"}, "evaluate": set()}
+#: Settings of a phase's own section that decide speed, memory and files alone.
+UNDECISIVE_OWN: dict[Phase, set[str]] = {
+    "search": {"checkpoint_every", "keep_checkpoints"},
+    "finetune": {"checkpoint_every", "keep_checkpoints", "prefix_cache", "compile"},
+    "evaluate": set(),
+}
 #: Settings of the trainer that change a phase's result. The search has its own clock, accumulation and clipping.
 DECISIVE_TRAINER: dict[Phase, tuple[str, ...]] = {
     "search": ("precision",),

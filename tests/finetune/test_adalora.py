@@ -14,6 +14,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from flexora.backbone.adapters import adapter_size, load_adapter, trainable_parameters
 from flexora.backbone.loading import Backbone
+from flexora.checkpoint import CheckpointFolder, read_checkpoint
 from flexora.cli import main
 from flexora.data.batch import Batch
 from flexora.errors import FlexoraError
@@ -97,7 +98,9 @@ def test_adalora_is_saved_with_its_target_rank_whichever_epoch_was_best(
     late = "{class_path: AdaLoraConfig, init_args: {init_r: 4, target_r: 2, deltaT: 999}}"  # all ranks until the end
     assert main(["finetune", "--config", str(recipe()), "--finetune.adapter", late, "--selection=1,3"]) == 0
     folder = tmp_path / "out" / "finetune"
-    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    newest = CheckpointFolder(folder / "checkpoints").newest(print)
+    assert newest is not None
+    best = read_checkpoint(newest)["callbacks"]["FinetuneFiles"]["best"]["weights"]
     saved = load_file(folder / "adapter" / "adapter_model.safetensors")
     ranks = [sum(tensor.count_nonzero() for key, tensor in kept.items() if "lora_E" in key) for kept in (best, saved)]
     assert ranks == [4 * 4, 2 * 4]  # two modules in each of two layers

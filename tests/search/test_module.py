@@ -14,8 +14,9 @@ from peft.tuners.lora import LoraLayer
 from flexora.backbone.loading import Backbone
 from flexora.data.arc import ArcEasy
 from flexora.errors import FlexoraError
+from flexora.randomness import step_seed
 from flexora.search.callbacks import SearchFiles
-from flexora.search.module import SearchModule, step_seed
+from flexora.search.module import SearchModule
 from flexora.search.schedule import schedule
 
 

@@ -74,7 +74,7 @@ def test_a_search_on_two_devices_is_that_on_one(
         settings |= {"search.validation_batches": 2 // devices}
         arguments = ["search", "--config", str(file), *(f"--{name}={value}" for name, value in settings.items())]
         printed = printed_on(devices, arguments, capfd)
-        states[devices] = torch.load(folder / "search" / "checkpoints" / "last.pt")
+        states[devices] = torch.load(folder / "search" / "checkpoints" / "step-0000003.ckpt")
         assert printed.count("layers chosen") == 1
         with (folder / "search" / "history.csv").open() as history:
             assert len(list(csv.DictReader(history))) == 3

@@ -41,7 +41,8 @@ def test_finetune_and_evaluate_on_two_devices_are_those_on_one(
         printed = printed_on(devices, arguments, capfd)
         assert printed.count("trainable parameters") == 1
         place = tmp_path / f"on_{devices}" / "finetune"
-        assert sorted(path.name for path in (place / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+        kept = [f"step-{step:07d}.{kind}" for step in (3, 5) for kind in ("ckpt", "json")]
+        assert sorted(path.name for path in (place / "checkpoints").iterdir()) == kept
         adapters[devices] = place / "adapter"
     many, one = (load_file(adapters[devices] / "adapter_model.safetensors") for devices in (2, 1))
     configs = [json.loads((adapters[devices] / "adapter_config.json").read_text()) for devices in (2, 1)]

@@ -1,0 +1,92 @@
+"""SIGTERM and Ctrl-C: they leave a note, and the work ends at the next place where all processes look at it.
+
+A handler that saved by itself would come in the middle of a step, and Lightning's looks between batches alone: an outer
+step of the search is one, and may take minutes. Under SLURM its requeue signal stays Lightning's.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import distributed
+
+from flexora.errors import Interrupted
+
+#: The signal that asked this process to stop, or 0.
+_asked = 0
+
+
+def heed(world_size: int = 1, device: torch.device | None = None) -> None:
+    """Stop here if a signal asked any of the processes to.
+
+    Args:
+        world_size: Number of processes, all of which must come by as often.
+        device: Where their collectives work; of no matter for one process.
+
+    Raises:
+        Interrupted: In all of them.
+    """
+    number = _asked
+    if world_size > 1:
+        joint = torch.tensor(number, device=device)
+        distributed.all_reduce(joint, distributed.ReduceOp.MAX)
+        number = int(joint)
+    if number:
+        raise Interrupted(128 + number)
+
+
+class StopOnSignal(Callback):
+    """Heeds signals before each batch of any loop; the search's gradients do so by themselves, for each micro-batch.
+
+    It comes after the callback that saves, which must know a step before it is broken off.
+    """
+
+    def on_train_start(self, *args: Any, **kwargs: Any) -> None:
+        """Take the signals over; Lightning has just put its own handlers in their place."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _note)
+
+    on_validation_start = on_test_start = on_predict_start = on_train_start
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Stop between two batches."""
+        heed(trainer.world_size, trainer.strategy.root_device)
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Have SIGTERM and Ctrl-C raise where they come, until :class:`StopOnSignal` takes them over.
+
+    Raises:
+        Interrupted: On SIGTERM, where nothing was begun that could be saved.
+    """
+    global _asked  # noqa: PLW0603 - a process has its signals once
+    _asked = 0
+    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        _asked = 0
+        for number, handler in old.items():  # Lightning ignores Ctrl-C from the first one on
+            signal.signal(number, handler)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    global _asked  # noqa: PLW0603 - handlers have no other place for it
+    if number == signal.SIGINT == _asked:
+        raise KeyboardInterrupt  # the second Ctrl-C
+    _asked = number
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(128 + number)
