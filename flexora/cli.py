@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from flexora.errors import FlexoraError, Interrupted
+from flexora.trust import FLAG, permission
 
 VERBS = {
     "run": "search, select, fine-tune, evaluate and report in one resumable go",
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # An idle tokenizer pool that is forked by a data loader warns on every fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        return int(importlib.import_module(f"flexora.verbs.{verb}").main(rest))
+        with permission(rest) as arguments:
+            return int(importlib.import_module(f"flexora.verbs.{verb}").main(arguments))
     except FlexoraError as error:
         print(f"flexora {verb}: error: {error}", file=sys.stderr)
         return 2
@@ -66,5 +68,7 @@ def _help() -> str:
         "Flexible low-rank adaptation: find the layers that deserve LoRA, then fine-tune those alone.\n\n"
         f"verbs:\n{verbs}\n\n"
         "flexora VERB --help lists the options of a verb; flexora run --config FILE --print_config shows what a recipe "
-        "resolves to."
+        "resolves to.\n\n"
+        "Recipes name classes of flexora, PEFT and Lightning alone, for a class that is named is run. Your own take\n"
+        f"{FLAG} PACKAGE (or MODULE, or MODULE.CLASS; any verb, several times)."
     )

@@ -19,6 +19,7 @@ from flexora.data.datamodule import AnswerDataModule
 from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
 from flexora.search.module import SearchModule
+from flexora.trust import FLAG, restrict_imports
 
 Seed = jsonargparse.typing.restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 
@@ -64,6 +65,9 @@ DEFAULT_CLASSES = {"estimator": "Unrolled", "inner_optimizer": "AdamW", "rule": 
 DEFAULT_ADAPTER = "peft.LoraConfig"
 
 jsonargparse.add_instantiator(build_config, PeftConfig)  # LightningCLI's parser of a phase makes the adapter
+
+#: What jsonargparse says of a class that may not be imported.
+_DENIED = re.compile(r"Importing '([\w.]+)' is not allowed")
 
 HINT = "; --help lists the settings"
 
@@ -111,6 +115,12 @@ class RecipeParser(jsonargparse.ArgumentParser):
 
 def one_line(message: str) -> str:
     """Squeeze a message of jsonargparse into one line that names the setting and the first thing wrong with it."""
+    if denied := _DENIED.search(message):  # whatever else a union has tried
+        setting = re.search(r'Parser key "([^"]+)"', message)
+        return (
+            f"{setting[1] if setting else 'class_path'}: {denied[1]} is no class of flexora, PEFT or Lightning for "
+            f"recipes, and naming one runs its code; if you trust it, add {FLAG} {denied[1]}"
+        )
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if "Errors:" in lines:  # a union: an item for each type it tried, then the value
         first, *more = lines[lines.index("Errors:") + 1 :]
@@ -124,11 +134,12 @@ def one_line(message: str) -> str:
 
 def recipe_parser(verb: str) -> RecipeParser:
     """The typed parser of a whole recipe, for one verb."""
+    restrict_imports()
     parser = RecipeParser(
         prog=f"flexora {verb}",
         description="Settings come from --config files (later ones win) and flags such as --search.outer_steps 20. "
         "--data.help ArcEasy lists the settings of a benchmark, --search.rule.help TopK or --adapter.help VeraConfig "
-        "those of a class." + SHORT_FLAGS.get(verb, ""),
+        f"those of a class. {FLAG} PACKAGE lets a recipe name classes of your own." + SHORT_FLAGS.get(verb, ""),
         exit_on_error=True,
     )
     parser.add_argument("--config", action="config", help="A recipe; may be given several times, later ones win.")

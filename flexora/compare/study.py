@@ -19,6 +19,7 @@ from flexora.errors import FlexoraError
 from flexora.recipe import RecipeParser
 from flexora.recipes import find_recipe
 from flexora.runfolder import RunFolder
+from flexora.trust import restrict_imports
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ def merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 def study_parser() -> RecipeParser:
     """The typed parser of study recipes, and of the command's own options."""
+    restrict_imports()
     parser = RecipeParser(
         prog="flexora compare",
         description="Train and score every arm of a study on the same rows with the same steps. Finished trials are "

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from flexora.data import benchmarks
 from flexora.data.mixture import CommonsenseMixture
 from flexora.data.sources import HUB_PREFIX, Source, hub_names
+from flexora.trust import known_class
 
 SHARE_ALIKE = "-SA-"
 
@@ -45,11 +45,8 @@ def rows_of(data: dict[str, Any]) -> list[Rows]:
     Args:
         data: ``class_path`` and ``init_args``.
     """
-    module, _, name = data["class_path"].rpartition(".")
-    try:
-        data_class = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):  # a class of the user's own, which is not here
-        data_class = None
+    name = data["class_path"].rpartition(".")[2]
+    data_class = known_class(data["class_path"])
     arguments = data["init_args"]
     members: Sequence[Any] = [data_class]
     if isinstance(data_class, type) and issubclass(data_class, CommonsenseMixture):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from flexora.backbone.adapters import WEIGHT_FILES
 from flexora.errors import FlexoraError
 from flexora.files import sha256_of
 from flexora.runfolder import RunFolder
+from flexora.trust import known_class
 from flexora.zoo.references import adapter_folder
 
 #: Phase that trains the adapter of an arm; any other arm but the base is a PEFT folder.
@@ -84,17 +83,13 @@ def adapter_of(folder: RunFolder, arm: str, data: dict[str, Any], option: str = 
 
 def _trained_with(path: Path) -> dict[str, Any]:
     """The data settings that an adapter was trained with, where a run or its published folder says it."""
-    if (path.parent / "done.json").is_file():  # a run's own adapter
-        trained: dict[str, Any] = json.loads((path.parent / "done.json").read_text()).get("data", {})
-        return trained
-    try:  # a published one; what another's file may say is not known
-        data = yaml.safe_load((path / "config.yaml").read_text())["data"]
-        published = {"class_path": data["class_path"], **data["init_args"]}
-    except (OSError, TypeError, KeyError, ValueError, yaml.YAMLError):
+    try:  # what another's file may say is not known
+        if (path.parent / "done.json").is_file():  # a run's own adapter
+            return dict(json.loads((path.parent / "done.json").read_text())["data"])
+        data = yaml.safe_load((path / "config.yaml").read_text())["data"]  # a published one
+        return {"class_path": data["class_path"], **data["init_args"]}
+    except (OSError, TypeError, KeyError, ValueError, RecursionError, yaml.YAMLError):
         return {}
-    # Only flexora's data classes are imported at the word of a file that may come from anyone.
-    known = re.fullmatch(r"flexora\.(data\.\w+\.)?\w+", str(published["class_path"]))
-    return published if known else {**published, "class_path": None}
 
 
 def _require_same_prompts(arm: str, trained: dict[str, Any], now: dict[str, Any], option: str) -> None:
@@ -111,12 +106,7 @@ def _require_same_prompts(arm: str, trained: dict[str, Any], now: dict[str, Any]
 
 def _style(data: dict[str, Any]) -> dict[str, Any]:
     """What decides the text of a prompt, as far as a data section says it; None where it does not."""
-    path = str(data.get("class_path"))
-    module, _, name = path.rpartition(".")
-    try:
-        referee = getattr(getattr(import_module(module), name, None), "referee_style", None)
-    except (ImportError, ValueError):  # a class of the user's own, which is not here
-        referee = None
+    referee = getattr(known_class(data.get("class_path")), "referee_style", None)
     prompt_style = data.get("prompt_style") or referee
     template = "letters_template" if prompt_style == "letters" else "template"
     chat = data.get("messages") or data.get("chat_template")  # rows with messages are chats whatever the setting says

@@ -22,6 +22,7 @@ from flexora.data.datamodule import AnswerDataModule
 from flexora.errors import FlexoraError, Interrupted
 from flexora.interruption import StopOnSignal, leaving
 from flexora.recipe import one_line
+from flexora.trust import restrict_imports
 from flexora.verbs.progress import progress_bar
 from flexora.verbs.settings import Recipe
 
@@ -86,6 +87,7 @@ def lightning_cli(
             for kind, name in (("CSVLogger", "logs/csv"), ("TensorBoardLogger", "logs/tensorboard"))
         ]
     bars = [] if settings.get("enable_progress_bar") is False else [progress_bar()]
+    restrict_imports()
     # LightningCLI must never see the verb's own command line: it would parse it once more.
     silence()
     with _arguments_hidden(), _own_errors():

@@ -274,7 +274,7 @@ def test_a_method_of_ones_own_needs_no_change_here(
     monkeypatch.setitem(mapping.PEFT_TYPE_TO_CONFIG_MAPPING, "OWN", OwnConfig)
     monkeypatch.setitem(mapping.PEFT_TYPE_TO_TUNER_MAPPING, "OWN", OwnModel)
     monkeypatch.setitem(mapping.PEFT_TYPE_TO_PREFIX_MAPPING, "OWN", OwnModel.prefix)
-    flags = ["--config", str(recipe()), f"--adapter.class_path={__name__}.OwnConfig"]
+    flags = ["--config", str(recipe()), f"--adapter.class_path={__name__}.OwnConfig", "--allow-import", __name__]
     assert main(["finetune", *flags, "--selection=2"]) == 0
     assert main(["evaluate", *flags, "--evaluate.arms=[base,flexora]"]) == 0
     arm = Results.read(tmp_path / "out" / "evaluate" / "results.json").arms[1]

@@ -1,0 +1,142 @@
+"""Which classes a recipe may name: it makes an object of each, so a stranger's recipe could run any code.
+
+Allowed are the classes that flexora, PEFT and Lightning offer for recipes, each by its own name. For others there is
+``--allow-import``, which only the command line and the environment give: a recipe cannot allow itself anything.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from flexora.errors import FlexoraError
+
+FLAG = "--allow-import"
+#: The flag's names, with commas between them: the processes that a command starts inherit them here.
+VARIABLE = "FLEXORA_ALLOW_IMPORT"
+
+#: Lightning's packages whose public classes the trainer section may name.
+_OF_LIGHTNING = (
+    *("accelerators", "callbacks", "loggers", "plugins", "plugins.environments", "plugins.io", "plugins.precision"),
+    *("profilers", "strategies"),
+)
+
+#: Names that were permitted in this process: jsonargparse keeps them until they are denied.
+_permitted_before: set[str] = set()
+
+
+@contextmanager
+def permission(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Take ``--allow-import NAME`` out of a command line, and permit its names while the block runs.
+
+    Args:
+        arguments: Command line of a verb.
+
+    Yields:
+        The other arguments.
+
+    Raises:
+        FlexoraError: If a name is none of a package, a module or a class.
+    """
+    given, rest, names = iter(arguments), [], []
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if name == FLAG:
+            names.append(value if equals else next(given, ""))
+        else:
+            rest.append(argument)
+    before = os.environ.get(VARIABLE)
+    if names:
+        os.environ[VARIABLE] = ",".join([*filter(None, [before]), *names])
+    try:
+        _permitted()
+        yield rest
+    finally:
+        if before is not None:
+            os.environ[VARIABLE] = before
+        elif names:
+            os.environ.pop(VARIABLE, None)
+
+
+def restrict_imports() -> None:
+    """Have jsonargparse import what :func:`class_names` and the user allow, and nothing else that a value names.
+
+    It is called where recipes are parsed and not on import: a parser of one's own keeps its own rules.
+
+    Raises:
+        FlexoraError: If ``FLEXORA_ALLOW_IMPORT`` holds something else than names.
+    """
+    from jsonargparse import set_parsing_settings
+
+    permitted = _permitted()
+    set_parsing_settings(
+        import_path_denylist=["*", *(_permitted_before - permitted)],
+        import_path_allowlist=sorted(class_names() | permitted),
+        instantiate_subclass_spec_in_any=False,  # settings of another parser, which makes the objects
+    )
+    _permitted_before.update(permitted)
+
+
+def known_class(path: object) -> Any:
+    """The class of that name, if a recipe may name it and it is there; else None.
+
+    For files that say what an adapter was trained with: they may come from anyone.
+    """
+    name = str(path)
+    module, _, last = name.rpartition(".")
+    if not module or not (name in class_names() or any(f"{name}.".startswith(f"{own}.") for own in _permitted())):
+        return None
+    try:
+        return getattr(import_module(module), last, None)
+    except ImportError:  # a class of the user's own, which is not here
+        return None
+
+
+def class_names() -> set[str]:
+    """Every name of each allowed class: where it is defined, and the packages above that offer it too."""
+    import flexora
+
+    import_module("flexora.data.benchmarks")
+    offered = {f"flexora.{name}" for name in flexora.__all__}
+    loaded = [module for name, module in list(sys.modules.items()) if name.startswith("flexora.")]
+    for module in loaded:
+        own = [kind for kind in vars(module).values() if isinstance(kind, type)]
+        offered |= {f"{module.__name__}.{kind.__name__}" for kind in own if kind.__module__.startswith("flexora.")}
+    for package, kind in _foreign_classes():
+        offered |= {f"{package}.{kind.__name__}", *_names_of(kind)}
+    return offered
+
+
+def _foreign_classes() -> Iterator[tuple[str, type]]:
+    import peft
+
+    configs = (kind for kind in vars(peft).values() if isinstance(kind, type) and issubclass(kind, peft.PeftConfig))
+    yield from (("peft", kind) for kind in configs)
+    for name in (f"lightning.pytorch.{package}" for package in _OF_LIGHTNING):
+        package = vars(import_module(name))
+        public = package.get("__all__") or [known for known in package if not known.startswith("_")]
+        yield from ((name, package[known]) for known in public if isinstance(package[known], type))
+
+
+def _names_of(kind: type) -> Iterator[str]:
+    """Where a class is defined, and the packages above that have it under its name."""
+    packages = kind.__module__.split(".")
+    for length in range(1, len(packages) + 1):
+        name = ".".join(packages[:length])
+        if getattr(sys.modules.get(name), kind.__name__, None) is kind:
+            yield f"{name}.{kind.__name__}"
+
+
+def _permitted() -> set[str]:
+    text = os.environ.get(VARIABLE)  # set to nothing it is a mistake, too
+    names = {name.strip() for name in text.split(",")} if text is not None else set()
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")) or name.split(".")[0] == "jsonargparse":
+            raise FlexoraError(
+                f"{FLAG} {name!r}: no package, module or class of yours; write a name such as mine.MyRows"
+            )
+    return names
