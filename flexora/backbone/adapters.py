@@ -13,15 +13,15 @@ from peft import (
     PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
-    load_peft_weights,
 )
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from flexora.backbone.adapter_files import read_config, require_weights, unreadable
 from flexora.backbone.families import Family, family_of
-from flexora.backbone.methods import require_modules, sits_on_modules
+from flexora.backbone.methods import require_modules
 from flexora.errors import FlexoraError
 
 if TYPE_CHECKING:
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from flexora.search.selection import Selection
-
-
-#: Names of the weights in a PEFT folder.
-WEIGHT_FILES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
 
 
 def attach(model: PreTrainedModel, adapter: PeftConfig, selection: Selection, family: Family) -> PeftModel:
@@ -106,23 +102,14 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         FlexoraError: If the folder holds no whole adapter, or it does not fit the model.
     """
-    if not any((folder / name).is_file() for name in WEIGHT_FILES):
-        raise FlexoraError(f"the adapter {folder} holds no {SAFETENSORS_WEIGHTS_NAME}; name a whole PEFT folder")
-    try:
-        weights = load_peft_weights(str(folder), device="cpu")
-        adapted: PeftModel = PeftModel.from_pretrained(model, str(folder))
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise FlexoraError(
-            f"cannot load the adapter {folder}: {reason[:200]}; name a PEFT folder made for this base model"
-        ) from error
-    if not sits_on_modules(config := adapted.peft_config["default"]):
-        raise FlexoraError(
-            f"the adapter {folder} is of type {config.peft_type.value}, which adapts no linear modules by name; only "
-            "adapters that do can be scored"
-        )
+    file, config = require_weights(folder), read_config(folder)
     # PEFT looks there, on the hub too, for what the vocabulary was; an adapter from elsewhere names another place.
     config.base_model_name_or_path = model.name_or_path
+    try:
+        weights = load_file(file)
+        adapted: PeftModel = PeftModel.from_pretrained(model, str(folder), config=config)
+    except (AttributeError, OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise unreadable(folder, error) from error
     left_over = sorted(weights.keys() ^ get_peft_model_state_dict(adapted).keys())
     if left_over:  # PEFT loads what fits, and at most warns
         raise FlexoraError(

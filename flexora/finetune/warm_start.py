@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from peft import LoraConfig, PeftConfig, PeftType, load_peft_weights, set_peft_model_state_dict
-from peft.utils import CONFIG_NAME, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftType, set_peft_model_state_dict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, get_peft_model_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from flexora.backbone.adapters import WEIGHT_FILES
+from flexora.backbone.adapter_files import read_config, require_weights
 from flexora.errors import FlexoraError
 
 if TYPE_CHECKING:
@@ -69,14 +70,14 @@ def require_start(folder: Path) -> PeftConfig:
     Raises:
         FlexoraError: If there is none.
     """
-    if not (folder / CONFIG_NAME).is_file() or not any((folder / name).is_file() for name in WEIGHT_FILES):
+    if not (folder / CONFIG_NAME).is_file() or not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
         raise FlexoraError(
             f"finetune.warm_start: there is no adapter of a search in {folder}; run flexora search for this selection "
             "first, or set warm_start to false"
         )
     try:
-        found: PeftConfig = PeftConfig.from_pretrained(str(folder))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        found = read_config(folder)
+    except FlexoraError as error:
         raise _unreadable(folder, error) from error
     require_lora(found, str(folder))
     return found
@@ -93,7 +94,7 @@ def read_start(folder: Path, adapter: LoraConfig) -> dict[str, Tensor]:
     """
     require_same_meaning(require_start(folder), adapter, str(folder))
     try:
-        weights: dict[str, Tensor] = load_peft_weights(str(folder), device="cpu")
+        weights: dict[str, Tensor] = load_file(require_weights(folder))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unreadable(folder, error) from error
     return weights

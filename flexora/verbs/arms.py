@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from flexora.backbone.adapters import WEIGHT_FILES
+from flexora.backbone.adapter_files import refuse_pickle
 from flexora.errors import FlexoraError
 from flexora.files import sha256_of
 from flexora.runfolder import RunFolder
 from flexora.trust import known_class
+from flexora.zoo.adapters import WEIGHTS
 from flexora.zoo.references import adapter_folder
 
 #: Phase that trains the adapter of an arm; any other arm but the base is a PEFT folder.
@@ -25,8 +26,8 @@ def fingerprints(folder: RunFolder, arms: Iterable[str]) -> dict[str, str | None
     hashes: dict[str, str | None] = {}
     for arm in arms:
         place = place_of(folder, arm)
-        file = place and next((place / name for name in WEIGHT_FILES if (place / name).is_file()), None)
-        hashes[arm] = sha256_of(file) if file else None
+        file = place and place / WEIGHTS
+        hashes[arm] = sha256_of(file) if file and file.is_file() else None
     return hashes
 
 
@@ -59,6 +60,8 @@ def existing_adapter(folder: RunFolder, arm: str, option: str) -> Path | None:
         known = ", ".join(["base", *PHASE_OF_ARM])
         remedy = "run flexora run first" if arm in PHASE_OF_ARM else f"name one of {known} or the folder of an adapter"
         raise FlexoraError(f"{option}: {arm} has no adapter in {path}; {remedy}")
+    if path is not None:
+        refuse_pickle(path)
     return path
 
 
