@@ -1,17 +1,19 @@
-"""Differences of two arms that answered the same rows with the same seeds, with bootstrap intervals.
+"""Differences of two arms on the same rows with the same seeds: row by row with bootstrap intervals, or by seed.
 
-Such a difference is paired twice: it is the mean of a matrix d of seeds by rows. Its interval draws seeds and rows
+The former are paired twice: each is the mean of a matrix d of seeds by rows. Its interval draws seeds and rows
 independently, with replacement: the pigeonhole bootstrap of crossed effects (Owen 2007, doi:10.1214/07-AOAS122). No
 bootstrap is exact for them (McCullagh 2000, doi:10.2307/3318577). In d's three parts this one counts the rows' variance
-fully, the seeds' with the factor (S - 1) / S of S seeds, and that of single cells up to three times.
+fully, that of single cells up to three times, and the seeds' with the factor (S - 1) / S of S seeds, which is made up
+for: the deviations of the seeds' means are widened by sqrt(S / (S - 1)) before they are drawn.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 
@@ -25,6 +27,26 @@ Value = TypeVar("Value")
 
 #: Share of right answers over draws, ``[rows]``, for each seed; the seed is none for an arm that has none.
 Answers = Mapping[int | None, np.ndarray]
+
+
+class Mean(NamedTuple):
+    """A mean over seeds and its standard error; none where there is one seed."""
+
+    value: float
+    stderr: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean:
+        """Mean and standard error of one value for each seed."""
+        stderr = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+        return cls(float(np.mean(values)), stderr)
+
+    @classmethod
+    def over(cls, means: Sequence[Mean]) -> Mean:
+        """Mean of independent means, each counting alike."""
+        errors = [mean.stderr for mean in means if mean.stderr is not None]
+        stderr = math.hypot(*errors) / len(means) if len(errors) == len(means) else None
+        return cls(float(np.mean([mean.value for mean in means])), stderr)
 
 
 @dataclass(frozen=True)
@@ -92,10 +114,17 @@ def paired_difference(arm: Answers, reference: Answers, name: str) -> Difference
     return Difference.of(float(d.mean()), crossed_bootstrap(d, RESAMPLES, generator), len(seeds))
 
 
+def paired_by_seed(arm: Mapping[int | None, float], reference: Mapping[int | None, float]) -> Mean | None:
+    """Mean difference of two arms' scores over the seeds, with its standard error, or none where they share none."""
+    d = [of_seed(arm, seed) - of_seed(reference, seed) for seed in shared_seeds(arm, reference)]
+    return Mean.of(d) if d else None
+
+
 def crossed_bootstrap(d: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
     """Means of resampled seeds and rows: ``s.T @ d @ r`` with counts s and r of how often each was drawn.
 
-    Rows that are alike in all seeds are drawn together: there are far fewer kinds of rows than rows.
+    The deviations of the seeds' means are widened first, so that their variance is the unbiased one. Rows that are
+    alike in all seeds are drawn together: there are far fewer kinds of rows than rows.
 
     Args:
         d: ``[seeds, rows]``.
@@ -107,6 +136,8 @@ def crossed_bootstrap(d: np.ndarray, resamples: int, generator: np.random.Genera
     """
     seeds, rows = d.shape
     kinds, sizes = np.unique(d, axis=1, return_counts=True)
+    widening = np.sqrt(seeds / max(seeds - 1, 1)) - 1
+    kinds = kinds + widening * (d.mean(axis=1, keepdims=True) - d.mean())
     means = []
     for start in range(0, resamples, chunk := max(1, _CELLS // len(sizes))):
         count = min(chunk, resamples - start)

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from flexora.compare import summary
-from flexora.compare.statistics import ArmStatistics, StudyStatistics
+from flexora.compare.statistics import ArmStatistics, StudyStatistics, lower_is_better
 from flexora.compare.table import benchmark_title
 from flexora.files import write_atomically
 from flexora.report.style import BLUE, FAINT, GREY, INK, LABEL, MUTED, ORANGE, new_figure, png, short, spread
@@ -33,9 +33,9 @@ def accuracy_figure(study: StudyStatistics, own: str | None) -> Figure | None:
 
     None where no arm has an adapter. A panel for the means, where there are several benchmarks, and one for each.
     """
-    panels = {benchmark_title(part): (part.arms, part.metric) for part in study.benchmarks}
+    panels = {benchmark_title(part): (part.arms, _label(part.metric)) for part in study.benchmarks}
     if len(panels) > 1 and study.means:
-        panels = {f"mean over {len(panels)} benchmarks": (study.means, "mean score"), **panels}
+        panels = {f"mean over {len(panels)} benchmarks": (study.means, f"mean {_label(study.metric)}"), **panels}
     sizes = [arm.parameters for arms, _ in panels.values() for arm in arms.values() if arm.parameters]
     if not sizes:
         return None
@@ -44,9 +44,9 @@ def accuracy_figure(study: StudyStatistics, own: str | None) -> Figure | None:
     figure, grid = new_figure(1 + (tall + 0.4) * len(panels), summary.accuracy_finding(study, own), [1.0] * len(panels))
     log = high > _LOG_FROM * low
     width = 2 * _LEAD + _CHARACTER * max(len(short(name)) for arms, _ in panels.values() for name in arms)
-    for axes, (title, (arms, metric)) in zip(grid, panels.items(), strict=True):
+    for axes, (title, (arms, label)) in zip(grid, panels.items(), strict=True):
         axes.set_title(title, loc="left", fontsize=LABEL, color=INK, parse_math=False)
-        axes.set_ylabel(metric, color=INK, fontsize=LABEL)
+        axes.set_ylabel(label, color=INK, fontsize=LABEL)
         if log:
             axes.set_xscale("log")
         _limit(axes, low, high, log, width)
@@ -61,6 +61,11 @@ def accuracy_figure(study: StudyStatistics, own: str | None) -> Figure | None:
     label = "trainable parameters" + ("; bars: ± one standard error over seeds" if errors else "")
     grid[-1].set_xlabel(label, color=INK, fontsize=LABEL)
     return figure
+
+
+def _label(metric: str | None) -> str:
+    """The metric's name, for a loss with its better end."""
+    return f"{metric}, lower is better" if lower_is_better(metric) else str(metric)
 
 
 def _count(value: float) -> str:

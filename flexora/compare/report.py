@@ -66,7 +66,7 @@ def write_study_report(
     settings: Mapping[str, Any] | None = None,
     arms: Sequence[str] = (),
     **more: Any,
-) -> Path:
+) -> StudyStatistics:
     """Write ``study.json``, and all that :func:`rewrite` makes of it and the rows.
 
     Args:
@@ -78,7 +78,7 @@ def write_study_report(
         more: Other fields of :class:`Presentation`.
 
     Returns:
-        The path of ``report.html``.
+        The study's figures.
 
     Raises:
         FlexoraError: If the rows are missing, malformed or contradict each other.
@@ -100,11 +100,11 @@ def read_study(folder: Path) -> tuple[Presentation, StudyStatistics, list[Result
     return shown, study_statistics(results, outcomes, shown.reference, shown.arms), results, outcomes
 
 
-def rewrite(folder: Path) -> Path:
+def rewrite(folder: Path) -> StudyStatistics:
     """Write ``table.md``, ``accuracy.png``, ``gap.png``, ``layers.png`` and ``report.html``.
 
     Returns:
-        The path of ``report.html``.
+        The study's figures.
 
     Raises:
         FlexoraError: As :func:`read_study`.
@@ -136,7 +136,8 @@ def rewrite(folder: Path) -> Path:
         },
         settings=setting_rows(shown.settings),
     )
-    return write_atomically(folder / "report.html", page)
+    write_atomically(folder / "report.html", page)
+    return study
 
 
 def _first(names: Sequence[str], start: str) -> str | None:
@@ -144,30 +145,32 @@ def _first(names: Sequence[str], start: str) -> str | None:
     return next((name for name in names if name.lower().startswith(start)), None)
 
 
-def with_table(text: str, folder: Path) -> str:
+def with_table(text: str, name: str, study: StudyStatistics) -> str:
     """A README with the study's compact table between its two markers.
 
     Args:
         text: The README, with the lines ``<!-- study NAME -->`` and ``<!-- end of study NAME -->``.
-        folder: The study's folder, which is called NAME.
+        name: NAME, that of the study's folder.
+        study: The figures.
 
     Raises:
-        FlexoraError: If a marker is missing, or as :func:`read_study`.
+        FlexoraError: If a marker is missing.
     """
-    start, end = f"<!-- study {folder.name} -->\n", f"<!-- end of study {folder.name} -->"
+    start, end = f"<!-- study {name} -->\n", f"<!-- end of study {name} -->"
     before, found, rest = text.partition(start)
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise FlexoraError(f"the README has no lines {start.strip()} and {end}; put them where the table is to be")
-    return f"{before}{start}\n{compact_markdown(read_study(folder)[1])}\n{end}{after}"
+    return f"{before}{start}\n{compact_markdown(study)}\n{end}{after}"
 
 
 def main(arguments: Sequence[str]) -> None:
     """Make a study's report again, and its table in READMEs: ``python -m flexora.compare.report FOLDER README``."""
     folder = Path(arguments[0]).resolve()
-    print(rewrite(folder))
+    study = rewrite(folder)
+    print(folder / "report.html")
     for readme in map(Path, arguments[1:]):
-        print(write_atomically(readme, with_table(readme.read_text(), folder)))
+        print(write_atomically(readme, with_table(readme.read_text(), folder.name, study)))
 
 
 if __name__ == "__main__":

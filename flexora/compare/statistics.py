@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from flexora.compare.paired import Answers, Difference, of_seed, paired_difference, shared_seeds
+from flexora.compare.paired import Answers, Difference, Mean, paired_by_seed, paired_difference
 from flexora.compare.rows import Outcome, ResultRow
 from flexora.errors import FlexoraError
 
 Value = TypeVar("Value", float, np.ndarray)
-
-
-class Mean(NamedTuple):
-    """A mean over seeds and its standard error; none where there is one seed."""
-
-    value: float
-    stderr: float | None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Mean:
-        """Mean and standard error of one value for each seed."""
-        stderr = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
-        return cls(float(np.mean(values)), stderr)
-
-    @classmethod
-    def over(cls, means: Sequence[Mean]) -> Mean:
-        """Mean of independent means, each counting alike."""
-        errors = [mean.stderr for mean in means if mean.stderr is not None]
-        stderr = math.hypot(*errors) / len(means) if len(errors) == len(means) else None
-        return cls(float(np.mean([mean.value for mean in means])), stderr)
 
 
 @dataclass(frozen=True)
@@ -51,11 +30,8 @@ class ArmStatistics:
         layers: Number of adapted layers.
         parameters: Number of trainable parameters.
         score: The primary metric.
-        acc: Share of right choices by log-likelihood; as all that follow none where some trial has none.
-        acc_norm: The same per character.
         loss: On the rows scored.
-        validation_loss: On held-out rows, of the adapter that was kept.
-        last_validation_loss: After the last epoch.
+        last_validation_loss: On held-out rows after the last epoch; as the next two none where some trial has none.
         train_loss: Mean over the last epoch's steps.
         gap: ``last_validation_loss - train_loss``, which over-fitting widens.
         seconds: Time of choice, tuning and fine-tune, which are the next three.
@@ -63,8 +39,9 @@ class ArmStatistics:
         tune_seconds: Time of the fine-tunes with learning rates that lost.
         finetune_seconds: Time of the fine-tune.
         peak_memory_mb: Largest memory of a trial.
-        difference: Of the primary metric to the reference; none for the reference itself.
-        loss_difference: Of ``loss`` to the reference, paired by seed.
+        paired_by_row: Difference of the primary metric to the reference; none for the reference itself, and where
+            ``outcomes.csv`` tells no right and wrong rows: of a loss, or of a mixture's average.
+        paired_by_seed: The same of the seeds' scores; its standard error is over seeds alone.
     """
 
     arm: str
@@ -73,10 +50,7 @@ class ArmStatistics:
     layers: float
     parameters: float
     score: Mean
-    acc: Mean | None
-    acc_norm: Mean | None
     loss: Mean
-    validation_loss: Mean | None
     last_validation_loss: Mean | None
     train_loss: Mean | None
     gap: Mean | None
@@ -85,8 +59,13 @@ class ArmStatistics:
     tune_seconds: Mean
     finetune_seconds: Mean
     peak_memory_mb: float
-    difference: Difference | None
-    loss_difference: Mean | None
+    paired_by_row: Difference | None
+    paired_by_seed: Mean | None
+
+    @property
+    def difference(self) -> Difference | Mean | None:
+        """The sharper of the two that is known."""
+        return self.paired_by_row or self.paired_by_seed
 
 
 @dataclass(frozen=True)
@@ -117,13 +96,39 @@ class StudyStatistics:
     Attributes:
         reference: The arm that the others are compared with.
         benchmarks: Figures of each benchmark.
-        means: Of the arms that have been run on every benchmark, the means. Their standard errors and intervals are
-            over seeds and rows: they speak of these benchmarks, not of others.
+        means: Of the arms that have been run on every benchmark, the means; empty where losses and accuracies would
+            be averaged. Their standard errors and intervals are over seeds and rows: they speak of these benchmarks,
+            not of others.
     """
 
     reference: str
     benchmarks: Sequence[BenchmarkStatistics]
     means: Mapping[str, ArmStatistics]
+
+    @property
+    def metric(self) -> str | None:
+        """What the means are of: the one benchmark's metric, ``loss`` or ``score`` of several, none where unlike."""
+        metrics = [part.metric for part in self.benchmarks]
+        losses = sum(map(lower_is_better, metrics))
+        if len(metrics) == 1 or losses == len(metrics) > 0:
+            return metrics[0]
+        return None if losses else "score"
+
+    @property
+    def complete(self) -> list[str]:
+        """Names of the arms that have been run on every benchmark."""
+        first, *others = [part.arms for part in self.benchmarks] or [{}]
+        return [name for name in first if all(name in arms for arms in others)]
+
+    def of(self, benchmark: str) -> StudyStatistics:
+        """The figures of one benchmark alone; empty where it has not been run."""
+        parts = [part for part in self.benchmarks if part.benchmark == benchmark]
+        return replace(self, benchmarks=parts, means=parts[0].arms if parts else {})
+
+
+def lower_is_better(metric: str | None) -> bool:
+    """Whether a metric is a loss, in nats per answer token; the others are shares of right answers."""
+    return metric == "loss"
 
 
 def study_statistics(
@@ -133,7 +138,7 @@ def study_statistics(
 
     Args:
         results: Lines of ``results.csv``.
-        outcomes: Lines of ``outcomes.csv``; without those of a benchmark it has no paired differences.
+        outcomes: Lines of ``outcomes.csv``; without those of a benchmark's metric its differences are paired by seed.
         reference: Name of the arm to compare with; it need not have been run yet.
         order: Names of arms in the order to show; others follow as they come.
 
@@ -145,12 +150,11 @@ def study_statistics(
         _benchmark([row for row in results if row.benchmark == benchmark], outcomes, reference, names)
         for benchmark in dict.fromkeys(row.benchmark for row in results)
     ]
-    means = {
-        name: _over_benchmarks([benchmark.arms[name] for benchmark in benchmarks])
-        for name in names
-        if benchmarks and all(name in benchmark.arms for benchmark in benchmarks)
-    }
-    return StudyStatistics(reference, benchmarks, means)
+    study = StudyStatistics(reference, benchmarks, {})
+    if study.metric is None:
+        return study
+    means = {name: _over_benchmarks([part.arms[name] for part in benchmarks]) for name in study.complete}
+    return replace(study, means=means)
 
 
 def layers_of(text: str) -> set[int]:
@@ -239,10 +243,9 @@ def _gap(row: ResultRow) -> float | None:
     return row.last_validation_loss - row.train_loss
 
 
-def _arm(rows: Sequence[ResultRow], reference: Sequence[ResultRow], difference: Difference | None) -> ArmStatistics:
+def _arm(rows: Sequence[ResultRow], reference: Sequence[ResultRow], by_row: Difference | None) -> ArmStatistics:
     """The figures of one arm on one benchmark."""
-    loss, other = _by_seed(rows, lambda row: row.loss), _by_seed(reference, lambda row: row.loss)
-    losses = [of_seed(loss, seed) - of_seed(other, seed) for seed in shared_seeds(loss, other)]
+    own, other = _by_seed(rows, lambda row: row.score), _by_seed(reference, lambda row: row.score)
     return ArmStatistics(
         arm=rows[0].arm,
         seeds=len({row.seed for row in rows} - {None}),
@@ -250,10 +253,7 @@ def _arm(rows: Sequence[ResultRow], reference: Sequence[ResultRow], difference: 
         layers=_known(rows, lambda row: row.adapted_layers).value,
         parameters=_known(rows, lambda row: row.trainable_parameters).value,
         score=_known(rows, lambda row: row.score),
-        acc=_mean(rows, lambda row: row.acc),
-        acc_norm=_mean(rows, lambda row: row.acc_norm),
         loss=_known(rows, lambda row: row.loss),
-        validation_loss=_mean(rows, lambda row: row.validation_loss),
         last_validation_loss=_mean(rows, lambda row: row.last_validation_loss),
         train_loss=_mean(rows, lambda row: row.train_loss),
         gap=_mean(rows, _gap),
@@ -262,8 +262,8 @@ def _arm(rows: Sequence[ResultRow], reference: Sequence[ResultRow], difference: 
         tune_seconds=_known(rows, lambda row: row.tune_seconds),
         finetune_seconds=_known(rows, lambda row: row.finetune_seconds),
         peak_memory_mb=max(row.peak_memory_mb for row in rows),
-        difference=difference,
-        loss_difference=Mean.of(losses) if losses else None,
+        paired_by_row=by_row,
+        paired_by_seed=paired_by_seed(own, other),
     )
 
 
@@ -280,7 +280,7 @@ def _over_benchmarks(arms: Sequence[ArmStatistics]) -> ArmStatistics:
         values = [getattr(arm, part.name) for arm in arms]
         if any(isinstance(value, Mean) for value in values):
             means[part.name] = None if None in values else Mean.over(values)
-    differences = [arm.difference for arm in arms if arm.difference is not None]
+    differences = [arm.paired_by_row for arm in arms if arm.paired_by_row is not None]
     return replace(
         arms[0],
         seeds=min(arm.seeds for arm in arms),
@@ -288,6 +288,6 @@ def _over_benchmarks(arms: Sequence[ArmStatistics]) -> ArmStatistics:
         layers=float(np.mean([arm.layers for arm in arms])),
         parameters=float(np.mean([arm.parameters for arm in arms])),
         peak_memory_mb=max(arm.peak_memory_mb for arm in arms),
-        difference=Difference.mean(differences) if len(differences) == len(arms) else None,
+        paired_by_row=Difference.mean(differences) if len(differences) == len(arms) else None,
         **means,
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from flexora.compare.paired import Difference
-from flexora.compare.statistics import ArmStatistics, BenchmarkStatistics, Mean, StudyStatistics
+from flexora.compare.paired import Difference, Mean
+from flexora.compare.statistics import ArmStatistics, BenchmarkStatistics, StudyStatistics, lower_is_better
 from flexora.report.cells import NONE, Cells, estimate
 from flexora.report.terminal import figures_table, markdown_table
 from flexora.scoring.results import Estimate
@@ -43,28 +44,39 @@ def share(mean: Mean) -> str:
     return f"{mean.value:.3f}" if mean.stderr is None else estimate(Estimate(value=mean.value, stderr=mean.stderr))
 
 
-def points(difference: Difference | None) -> str:
-    """``+0.4 [-1.0, +1.8]`` in percentage points, with a star where the interval is over rows alone."""
+def unit(metric: str | None) -> str:
+    """What differences of a metric are counted in."""
+    return "nats" if lower_is_better(metric) else "points"
+
+
+def signed(difference: Difference | Mean | None, metric: str | None) -> str:
+    """A difference in the metric's unit.
+
+    Paired by row ``+0.4 [-1.0, +1.8]``, with a star where the interval is over rows alone; by seed ``+0.4 ± 0.3``, or
+    ``+0.4`` of one seed.
+    """
     if difference is None:
         return NONE
-    value, low, high = (
-        f"{round(100 * value, 1) + 0.0:+.1f}" for value in (difference.value, difference.low, difference.high)
-    )
-    star = _ROWS_ALONE if difference.seeds == 1 else ""
-    return f"{value} [{low}, {high}]{star}".replace("-", "\N{MINUS SIGN}")
+    scale, digits = (1, 3) if lower_is_better(metric) else (100, 1)
+
+    def figure(value: float) -> str:
+        return f"{round(scale * value, digits) + 0.0:+.{digits}f}"
+
+    text = figure(difference.value)
+    if isinstance(difference, Difference):
+        text += f" [{figure(difference.low)}, {figure(difference.high)}]{_ROWS_ALONE if difference.seeds == 1 else ''}"
+    elif difference.stderr is not None:
+        text += f" ± {scale * difference.stderr:.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def study_tables(study: StudyStatistics) -> list[StudyTable]:
-    """The means over the benchmarks, where there are several, then a table for each of them."""
+    """The means over the benchmarks, where there are several that can be averaged, then a table for each of them."""
     tables = []
     if len(study.benchmarks) > 1 and study.means:
         names = ", ".join(benchmark.benchmark for benchmark in study.benchmarks)
-        cells = _cells(study.means, "mean score", study.reference)
-        tables.append(StudyTable(f"Means over {names}", _note(study, study.means.values()), cells))
-    for benchmark in study.benchmarks:
-        cells = _cells(benchmark.arms, benchmark.metric, study.reference)
-        tables.append(StudyTable(benchmark_title(benchmark), _note(study, benchmark.arms.values()), cells))
-    return tables
+        tables.append(_table(f"Means over {names}", study, f"mean {study.metric}"))
+    return tables + [_table(benchmark_title(part), study.of(part.benchmark), part.metric) for part in study.benchmarks]
 
 
 def benchmark_title(benchmark: BenchmarkStatistics) -> str:
@@ -73,13 +85,19 @@ def benchmark_title(benchmark: BenchmarkStatistics) -> str:
 
 
 def cost_table(study: StudyStatistics) -> StudyTable:
-    """What the arms took that have been run on every benchmark."""
+    """What the arms took that have been run on every benchmark, in the mean over these."""
     header = ["arm", "minutes", "choice of layers", "tuning", "fine-tune", "peak memory in MB"]
     rows = []
-    for name, arm in study.means.items():
-        times = (arm.seconds, arm.select_seconds, arm.tune_seconds, arm.finetune_seconds)
-        rows.append([name, *(f"{time.value / 60:.1f}" for time in times), f"{arm.peak_memory_mb:,.0f}"])
-    note = "Minutes of wall time for a seed of a benchmark, without its evaluation; the largest memory of any trial."
+    for name in study.complete:
+        arms = [part.arms[name] for part in study.benchmarks]
+        parts = [(arm.seconds, arm.select_seconds, arm.tune_seconds, arm.finetune_seconds) for arm in arms]
+        minutes = [f"{Mean.over(times).value / 60:.1f}" for times in zip(*parts, strict=True)]
+        rows.append([name, *minutes, f"{max(arm.peak_memory_mb for arm in arms):,.0f}"])
+    note = (
+        "Minutes of wall time for a seed of a benchmark, in the mean over seeds, without its evaluation; the largest "
+        "memory of any trial. Tuning of learning rates is charged to the first seed of the arm that tuned them; arms "
+        "that take over its rate pay nothing for it."
+    )
     return StudyTable("Costs", note, (header, rows))
 
 
@@ -91,46 +109,53 @@ def study_markdown(study: StudyStatistics) -> str:
 def compact_markdown(study: StudyStatistics) -> str:
     """One table for a README, a line for each arm: on each benchmark and in the mean its score and its difference.
 
-    Ends with a newline.
+    Without a mean where the benchmarks' metrics are unlike. Ends with a newline.
     """
-    several = len(study.benchmarks) > 1
-    header = ["arm", "layers", "trainable parameters", *map(benchmark_title, study.benchmarks), *["mean"] * several]
+    columns = [(part.arms, part.metric) for part in study.benchmarks]
+    names = dict.fromkeys(name for arms, _ in columns for name in arms)
+    header = ["arm", "layers", "trainable parameters", *map(benchmark_title, study.benchmarks)]
+    if len(study.benchmarks) > 1 and study.metric is not None:
+        header.append("mean")
+        columns.append((study.means, study.metric))
     rows = []
-    columns = [benchmark.arms for benchmark in study.benchmarks]
-    for name in dict.fromkeys(name for arms in columns for name in arms):
-        own = [arms[name] for arms in columns if name in arms]
-        arm = study.means.get(name, own[0])
-        shown = [arms.get(name) for arms in (*columns, *[study.means] * several)]
-        rows.append([name, _number(arm.layers), f"{arm.parameters:,.0f}", *map(_score, shown)])
-    every = [arm for arms in columns for arm in arms.values()]
-    metrics = ", ".join(dict.fromkeys(f"{part.benchmark} {part.metric}" for part in study.benchmarks))
-    return f"{markdown_table(header, rows)}\n\n({metrics}. {_note(study, every, losses=False)})\n"
+    for name in names:
+        own = [part.arms[name] for part in study.benchmarks if name in part.arms]
+        layers, parameters = fmean(arm.layers for arm in own), fmean(arm.parameters for arm in own)
+        scores = [_score(arms.get(name), metric) for arms, metric in columns]
+        rows.append([name, _number(layers), f"{parameters:,.0f}", *scores])
+    metrics = ", ".join(f"{part.benchmark} {part.metric}" for part in study.benchmarks)
+    every = [(arm, part.metric) for part in study.benchmarks for arm in part.arms.values()]
+    return f"{markdown_table(header, rows)}\n\n({metrics}. {_note(every, study.reference, losses=False)})\n"
 
 
-def _score(arm: ArmStatistics | None) -> str:
+def _score(arm: ArmStatistics | None, metric: str) -> str:
     """Score, and difference on a second line."""
     if arm is None:
         return NONE
-    return f"{share(arm.score)}<br>{points(arm.difference)}" if arm.difference else share(arm.score)
+    return f"{share(arm.score)}<br>{signed(arm.difference, metric)}" if arm.difference else share(arm.score)
 
 
-def _cells(arms: Mapping[str, ArmStatistics], metric: str, reference: str) -> Cells:
-    """Header and rows, a row for each arm."""
-    header = ["arm", "seeds", "adapted layers", "trainable parameters", metric, f"points over {reference}"]
-    header += ["loss", "train loss", "validation loss", "gap", "minutes"]
-    return header, [_arm_cells(arm) for arm in arms.values()]
+def _table(title: str, study: StudyStatistics, heading: str) -> StudyTable:
+    """The study's means, a row for each arm; a primary metric that is the loss has no second column."""
+    difference = f"{unit(study.metric)} over {study.reference}"
+    header = ["arm", "seeds", "adapted layers", "trainable parameters", heading, difference]
+    header += [] if lower_is_better(study.metric) else ["loss"]
+    header += ["train loss", "validation loss", "gap", "minutes"]
+    arms = [(arm, study.metric) for arm in study.means.values()]
+    return StudyTable(title, _note(arms, study.reference), (header, [_arm_cells(*arm) for arm in arms]))
 
 
-def _arm_cells(arm: ArmStatistics) -> list[str]:
+def _arm_cells(arm: ArmStatistics, metric: str | None) -> list[str]:
     seeds = f"{arm.seeds or NONE}" + (f", {arm.draws} draws" if arm.draws > 1 else "")
-    losses = (arm.loss, arm.train_loss, arm.last_validation_loss, arm.gap)
+    losses = [arm.train_loss, arm.last_validation_loss, arm.gap]
+    losses = losses if lower_is_better(metric) else [arm.loss, *losses]
     return [
         arm.arm,
         seeds,
         _number(arm.layers),
         f"{arm.parameters:,.0f}",
         share(arm.score),
-        points(arm.difference),
+        signed(arm.difference, metric),
         *(NONE if loss is None else f"{loss.value:.3f}".replace("-", "\N{MINUS SIGN}") for loss in losses),
         f"{arm.seconds.value / 60:.1f}",
     ]
@@ -141,20 +166,30 @@ def _number(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
-def _note(study: StudyStatistics, arms: Iterable[ArmStatistics], losses: bool = True) -> str:
-    """What the figures mean."""
-    arms, notes = list(arms), []
-    seeds = sorted({arm.seeds for arm in arms if arm.score.stderr is not None})
+def _note(arms: Sequence[tuple[ArmStatistics, str | None]], reference: str, losses: bool = True) -> str:
+    """What the figures of arms mean, each given with its metric."""
+    notes = []
+    seeds = [arm.seeds for arm, _ in arms if arm.score.stderr is not None]
     if seeds:
-        notes.append(f"± one standard error over {'-'.join(map(str, {seeds[0]: 0, seeds[-1]: 0}))} seeds")
-    differences = [arm.difference for arm in arms if arm.difference]
-    if differences:
+        fewest, most = min(seeds), max(seeds)
+        notes.append(f"± one standard error over {fewest if fewest == most else f'{fewest}-{most}'} seeds")
+    by_row = [arm.difference for arm, _ in arms if isinstance(arm.difference, Difference)]
+    if by_row:
         notes.append(
-            f"signed: percentage points over {study.reference}, paired row by row, with their 95 % bootstrap interval "
-            "over seeds and rows"
+            f"signed: percentage points over {reference}, paired row by row, with their 95 % bootstrap interval over "
+            "seeds and rows"
         )
-    if any(difference.seeds == 1 for difference in differences):
+    if any(difference.seeds == 1 for difference in by_row):
         notes.append(f"{_ROWS_ALONE} one seed: over rows alone")
+    by_seed = {lower_is_better(metric) for arm, metric in arms if isinstance(arm.difference, Mean)}
+    if by_seed:
+        units = " or ".join("nats" if nats else "percentage points" for nats in sorted(by_seed))
+        notes.append(
+            f"signed{' without brackets' if by_row else ''}: {units} over {reference}, paired by seed, as outcomes.csv "
+            "tells no right and wrong rows, ± one standard error over seeds alone"
+        )
+    if any(lower_is_better(metric) for _, metric in arms):
+        notes.append("the loss that is scored: nats per answer token, the lower the better")
     if losses:
         notes.append(
             "losses: nats per answer token, the validation's after the last epoch; gap: that less the train loss"

@@ -24,6 +24,12 @@ def result(arm: str, seed: int | None = 0, draw: int = 0, right: int = 0, rows: 
     return ResultRow(**cells)
 
 
+def scored_by_loss(row: ResultRow, benchmark: str = "own") -> ResultRow:
+    """The row as one of a benchmark whose primary metric is its loss."""
+    changed = {"benchmark": benchmark, "metric": "loss", "score": row.loss, "acc": None, "acc_norm": None}
+    return row.model_copy(update=changed)
+
+
 def outcome(row: ResultRow, order: np.ndarray | None = None) -> Outcome:
     """Outcomes of a row: the first ones are right, in the order given."""
     right = np.arange(row.rows) < round(row.score * row.rows)

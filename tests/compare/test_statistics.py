@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from flexora.compare import paired
-from flexora.compare.paired import crossed_bootstrap, paired_difference
+from flexora.compare.paired import Mean, crossed_bootstrap, paired_difference
 from flexora.compare.rows import Outcome, ResultRow
 from flexora.compare.statistics import layers_of, study_statistics
 from flexora.errors import FlexoraError
-from tests.compare.invented import outcome, result, study
+from tests.compare.invented import outcome, result, scored_by_loss, study
 
 RESAMPLES = 200_000
 
@@ -24,10 +24,11 @@ def generator() -> np.random.Generator:
 
 
 def test_bootstrap_draws_every_resample_as_often_as_it_is_likely() -> None:
-    """Two seeds, three rows: 2**2 * 3**3 equally likely resamples, each of them made."""
+    """Two seeds, three rows: 2**2 * 3**3 equally likely resamples, each of them made; the seeds are moved apart."""
     d = np.array([[1.0, 0.0, -1.0], [1.0, 1.0, 0.5]])
+    moved = d + (math.sqrt(2) - 1) * (d.mean(axis=1, keepdims=True) - d.mean())
     every = [
-        d[np.ix_(seeds, rows)].mean()
+        moved[np.ix_(seeds, rows)].mean()
         for seeds in itertools.product(range(2), repeat=2)
         for rows in itertools.product(range(3), repeat=3)
     ]
@@ -42,12 +43,13 @@ def test_bootstrap_draws_every_resample_as_often_as_it_is_likely() -> None:
 def test_bootstrap_has_the_variance_of_its_closed_form(
     seeds: int, chunks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seeds, rows and cells each give their part; with one seed it is that of a mean over rows."""
+    """Seeds, whose variance is the unbiased one, rows and cells each give their part; one seed gives none."""
     d = generator().normal(size=(seeds, 50)) + generator().normal(size=(seeds, 1)) + generator().normal(size=50)
     monkeypatch.setattr(paired, "_CELLS", 50 * 20_000 // chunks)
     samples = crossed_bootstrap(d, 20_000, generator())
     cells = (d - d.mean(axis=1, keepdims=True)).var(axis=0).mean()
-    expected = d.mean(axis=1).var() / seeds + d.mean(axis=0).var() / 50 + cells / (seeds * 50)
+    of_seeds = d.mean(axis=1).var(ddof=1) / seeds if seeds > 1 else 0.0
+    expected = of_seeds + d.mean(axis=0).var() / 50 + cells / (seeds * 50)
     assert samples.shape == (20_000,)
     assert samples.var() == pytest.approx(expected, rel=0.05)
     assert samples.mean() == pytest.approx(d.mean(), abs=4 * math.sqrt(expected / 20_000))
@@ -96,7 +98,7 @@ def test_the_interval_of_an_arm_does_not_depend_on_the_other_arms() -> None:
     results, outcomes = study(arms=3, benchmarks=1)
     whole = study_statistics(results, outcomes, "lora")
     some = study_statistics([row for row in results if row.arm != "flexora"], outcomes, "lora")
-    assert whole.benchmarks[0].arms["random"].difference == some.benchmarks[0].arms["random"].difference
+    assert whole.benchmarks[0].arms["random"].paired_by_row == some.benchmarks[0].arms["random"].paired_by_row
 
 
 def test_means_by_hand() -> None:
@@ -119,18 +121,48 @@ def test_means_by_hand() -> None:
     lora, drawn, base = (benchmark.arms[name] for name in ("lora", "random", "base"))
     assert lora.score == (pytest.approx(0.6), pytest.approx(0.1))
     assert lora.gap == (pytest.approx(0.8), pytest.approx(0.2))
-    assert lora.difference is None
+    assert (lora.difference, lora.paired_by_row, lora.paired_by_seed) == (None, None, None)
     assert (drawn.seeds, drawn.draws, drawn.parameters) == (2, 2, 200)
     assert drawn.score == (pytest.approx(0.65), pytest.approx(0.15))
     assert drawn.train_loss is None
-    assert drawn.difference is not None
-    assert drawn.difference.value == pytest.approx(0.05)
-    assert drawn.loss_difference == (pytest.approx(0.2), pytest.approx(0.1))
+    assert drawn.paired_by_row is not None
+    assert drawn.difference is drawn.paired_by_row
+    assert drawn.paired_by_row.value == pytest.approx(0.05)
+    assert drawn.paired_by_seed == (pytest.approx(0.05), pytest.approx(0.05))
     assert benchmark.chosen["random"] == {0: 1 / 3, 1: 1.0, 2: 1 / 3, 3: 1 / 3}
     assert (base.seeds, base.score) == (0, (pytest.approx(0.3), None))
-    assert base.difference is not None
-    assert (base.difference.seeds, base.difference.value) == (2, pytest.approx(-0.3))
-    assert base.loss_difference == (pytest.approx(1.9), pytest.approx(0.1))
+    assert base.paired_by_row is not None
+    assert (base.paired_by_row.seeds, base.paired_by_row.value) == (2, pytest.approx(-0.3))
+    assert base.paired_by_seed == (pytest.approx(-0.3), pytest.approx(0.1))
+
+
+def test_without_right_and_wrong_rows_differences_are_paired_by_seed() -> None:
+    """Of a loss, or of a metric without outcomes; the base goes with each seed, one seed has no standard error."""
+    rows = [result("lora", seed, right=5 + seed, loss=2.0 + seed / 10) for seed in (0, 1)]
+    rows += [result("flexora", seed, right=6 + 2 * seed, loss=1.7 + seed / 5) for seed in (0, 1)]
+    rows += [result("once", 1, right=6, loss=2.5), result("base", None, right=3, loss=4.0)]
+    scores = study_statistics(rows, [], "lora").means
+    losses = study_statistics(list(map(scored_by_loss, rows)), [outcome(row) for row in rows], "lora").means
+    for arm, points, nats in (("flexora", (0.15, 0.05), (-0.25, 0.05)), ("base", (-0.25, 0.05), (1.95, 0.05))):
+        assert scores[arm].difference == pytest.approx(points)
+        assert losses[arm].difference == pytest.approx(nats)
+    assert scores["once"].difference == (pytest.approx(0.0), None)
+    assert losses["once"].difference == (pytest.approx(0.4), None)
+    assert losses["lora"].difference is None
+
+
+def test_losses_and_accuracies_are_not_averaged() -> None:
+    """Losses are with losses; what does not depend on the metric is still known of the arms that are complete."""
+    results, outcomes = study(arms=2, benchmarks=2)
+    losses = [scored_by_loss(row, f"own {row.benchmark}") for row in results]
+    accuracies, lost, both = (study_statistics(rows, outcomes, "lora") for rows in (results, losses, results + losses))
+    assert [found.metric for found in (accuracies, lost, both)] == ["score", "loss", None]
+    assert [found.of("own Bench0").metric for found in (lost, both)] == ["loss", "loss"]
+    assert (both.means, both.complete) == ({}, ["base", "lora", "flexora"])
+    own = [part.arms["flexora"].score.value for part in lost.benchmarks]
+    assert lost.means["flexora"].score.value == pytest.approx(np.mean(own))
+    by_seed = [part.arms["flexora"].difference for part in lost.benchmarks]
+    assert lost.means["flexora"].difference == Mean.over([mean for mean in by_seed if isinstance(mean, Mean)])
 
 
 def test_means_over_benchmarks() -> None:
@@ -143,12 +175,12 @@ def test_means_over_benchmarks() -> None:
     mean = found.means["flexora"]
     assert mean.score.value == pytest.approx(np.mean([arm.score.value for arm in arms]))
     assert mean.score.stderr == pytest.approx(math.hypot(*(arm.score.stderr or 0.0 for arm in arms)) / 4)
-    differences = [arm.difference for arm in arms if arm.difference]
+    differences = [arm.paired_by_row for arm in arms if arm.paired_by_row]
     assert len(differences) == 4
-    assert mean.difference is not None
-    assert mean.difference.value == pytest.approx(np.mean([difference.value for difference in differences]))
+    assert mean.paired_by_row is not None
+    assert mean.paired_by_row.value == pytest.approx(np.mean([difference.value for difference in differences]))
     spread = math.hypot(*(difference.samples.std() for difference in differences)) / 4
-    assert mean.difference.samples.std() == pytest.approx(spread, rel=0.05)
+    assert mean.paired_by_row.samples.std() == pytest.approx(spread, rel=0.05)
 
 
 def test_layers_of_whole_layers_and_of_projections() -> None:

@@ -21,7 +21,7 @@ from flexora.compare.statistics import StudyStatistics, study_statistics
 from flexora.compare.summary import caveats, summary
 from flexora.compare.table import compact_markdown
 from flexora.errors import FlexoraError
-from tests.compare.invented import ARMS, LAYERS, outcome, result, study
+from tests.compare.invented import ARMS, LAYERS, outcome, result, scored_by_loss, study
 
 PICTURES = ("accuracy.png", "gap.png", "layers.png")
 
@@ -35,8 +35,8 @@ def written(folder: Path, results: list[ResultRow], outcomes: list[Outcome], **s
     """The page of these rows, without the pictures' data."""
     write_lines(folder / "results.csv", results, ResultRow)
     write_lines(folder / "outcomes.csv", outcomes, Outcome)
-    page = write_study_report(folder, "lora", settings=settings, title="Invented").read_text()
-    return re.sub(r"base64,[A-Za-z0-9+/=]+", "base64,", page)
+    write_study_report(folder, "lora", settings=settings, title="Invented")
+    return re.sub(r"base64,[A-Za-z0-9+/=]+", "base64,", (folder / "report.html").read_text())
 
 
 def test_page_is_made_again_from_its_three_files(tmp_path: Path) -> None:
@@ -54,10 +54,11 @@ def test_page_is_made_again_from_its_three_files(tmp_path: Path) -> None:
     main([str(again), str(readme)])
     for name in ("table.md", "report.html", *PICTURES):
         assert (again / name).read_bytes() == (tmp_path / "first" / name).read_bytes(), name
-    table = compact_markdown(read_study(again)[1])
+    figures = read_study(again)[1]
+    table = compact_markdown(figures)
     assert readme.read_text() == (f"before\n<!-- study again -->\n\n{table}\n<!-- end of study again -->\nafter\n")
     with pytest.raises(FlexoraError, match="put them where the table is to be"):
-        with_table("no markers", again)
+        with_table("no markers", "again", figures)
 
 
 def test_page_stands_alone_and_escapes(tmp_path: Path) -> None:
@@ -90,13 +91,61 @@ def two_arms(skill: int, rows: int = 1000) -> StudyStatistics:
 
 
 @pytest.mark.parametrize(
-    ("skill", "verdict"), [(530, "above"), (470, "below"), (501, "level with"), (500, "level with")]
+    ("skill", "verdict"),
+    [(530, "above"), (470, "below"), (501, "not told apart from"), (500, "not told apart from")],
 )
 def test_summary_says_no_more_than_the_interval(skill: int, verdict: str) -> None:
     text = summary(two_arms(skill), "flexora", two_arms(skill))
     assert f"with 300 trainable parameters, 50% of lora's: {verdict} lora (0.500 ± 0.000; " in text
-    assert f"It is {verdict} lora with 200% of its parameters" in text
+    assert f"flexora is {verdict} lora, which has 200% of flexora's parameters" in text
     assert "above" not in text or verdict == "above"
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict"),
+    [
+        ([1.90, 1.92, 1.91], "better than lora (2.000 ± 0.000; -0.090 ± 0.006 nats)"),
+        ([2.10, 2.12, 2.11], "worse than lora (2.000 ± 0.000; +0.110 ± 0.006 nats)"),
+        ([1.8, 2.1, 1.95], "not told apart from lora (2.000 ± 0.000; -0.050 ± 0.087 nats)"),
+        ([1.9], "not judged against lora (2.000; -0.100 nats)"),
+    ],
+)
+def test_of_a_loss_the_lowest_is_the_best(losses: list[float], verdict: str) -> None:
+    """Two standard errors over seeds tell arms apart; one seed does not."""
+    rows = [result("base", None, loss=4.0, layers=None, parameters=0)]
+    for seed, loss in enumerate(losses):
+        fit = {"train_loss": 1.5, "last_validation_loss": 2.0}
+        rows += [result("lora", seed, loss=2.0, **fit), result("flexora", seed, loss=loss, parameters=200, **fit)]
+    found = study_statistics([scored_by_loss(row) for row in rows], [], "lora")
+    text = summary(found, "flexora", None).replace("\N{MINUS SIGN}", "-")
+    best = "flexora" if min(losses) == losses[0] < 2 else "lora"
+    assert text.startswith(f"On own {best} has the lowest loss of 3 arms, ")
+    assert f"50% of lora's: {verdict}. flexora's validation loss ends 0.50 nats above its training loss" in text
+    assert "highest" not in text
+    seeds, paired = caveats(found, {})
+    assert seeds.startswith("Only 3 seeds" if len(losses) > 1 else "One seed: nothing tells how training runs scatter")
+    assert paired.startswith("own: outcomes.csv tells no right and wrong rows, so differences are paired by seed.")
+    figure = accuracy_figure(found, "flexora")
+    assert figure is not None
+    assert figure.axes[0].get_ylabel() == "loss, lower is better"
+
+
+def test_summary_tells_unlike_benchmarks_one_by_one() -> None:
+    results, outcomes = study(arms=3, benchmarks=2)
+    rows = [scored_by_loss(row) if row.benchmark == "Bench1" else row for row in results]
+    found = study_statistics(rows, outcomes, "lora")
+    pair = [row for row in rows if row.arm in ("flexora", "random")]
+    text = summary(found, "flexora", study_statistics(pair, outcomes, "random"))
+    assert re.match(
+        r"On Bench0 \w+ has the highest acc_norm of 4 arms, .* On own \w+ has the lowest loss of 4 arms, ", text
+    )
+    assert (
+        len(re.findall(r"flexora is (above|below|better than|worse than|not told apart from) random, which", text)) == 2
+    )
+    assert "No means over the benchmarks" in " ".join(caveats(found, {}))
+    figure = accuracy_figure(found, "flexora")
+    assert figure is not None
+    assert [axes.get_ylabel() for axes in figure.axes] == ["acc_norm", "loss, lower is better"]
 
 
 def test_summary_of_unfinished_studies(statistics: StudyStatistics) -> None:
@@ -108,7 +157,8 @@ def test_summary_of_unfinished_studies(statistics: StudyStatistics) -> None:
 
 def test_caveats_appear_when_they_hold(statistics: StudyStatistics) -> None:
     """Few seeds, rows alone, development rows, cuts, and arms that lack a benchmark."""
-    assert caveats(statistics, {}) == ["Only 3 seeds: standard errors over them are rough themselves."]
+    (few,) = caveats(statistics, {})
+    assert few.startswith("Only 3 seeds: standard errors over them are rough themselves, and intervals are too narrow")
     assert caveats(two_arms(500), {"ArcEasy": 1000}) == []
     (cut,) = caveats(two_arms(500), {"ArcEasy": 2376})
     assert cut.startswith("ArcEasy: a cut of 1,000 of the 2,376 test rows")

@@ -8,7 +8,7 @@ from flexora.compare.rows import ResultRow
 from flexora.compare.statistics import StudyStatistics, study_statistics
 from flexora.compare.table import compact_markdown, cost_table, study_markdown, study_tables
 from flexora.report.cells import NONE
-from tests.compare.invented import outcome, result, study
+from tests.compare.invented import outcome, result, scored_by_loss, study
 from tests.report.test_terminal import printed
 
 
@@ -57,7 +57,34 @@ def test_cells_by_hand() -> None:
     assert half[5] == "+0.1 [+0.0, +0.3]*"
     assert half[6:] == ["2.000", "-", "-", "-", "1.2"]
     assert "* one seed: over rows alone" in table.note
+    assert "over 1-2 seeds" not in table.note
+    assert "over 2 seeds" in table.note
     assert cost_table(found).cells[1][2] == ["half", "1.2", "0.2", "0.0", "1.0", "1,000"]
+    assert "charged to the first seed" in cost_table(found).note
+
+
+def test_losses_are_told_in_nats(statistics: StudyStatistics) -> None:
+    """In their own column alone, with differences paired by seed; beside accuracies without a mean, but with costs."""
+    rows = [result("lora", seed, loss=2.0) for seed in range(2)]
+    rows += [result("flexora", seed, loss=1.9 + seed / 10) for seed in range(2)]
+    rows = [scored_by_loss(row) for row in [*rows, result("once", 0, loss=2.5)]]
+    (table,) = study_tables(study_statistics(rows, [], "lora"))
+    header, (lora, flexora, once) = table.cells
+    assert header[4:] == ["loss", "nats over lora", "train loss", "validation loss", "gap", "minutes"]
+    assert [plain(cell) for cell in flexora[4:6]] == ["1.950 ± 0.050", "-0.050 ± 0.050"]
+    assert (lora[5], once[5]) == (NONE, "+0.500")
+    assert "signed: nats over lora, paired by seed" in table.note
+    assert "the lower the better" in table.note
+    assert "percentage points" not in table.note
+    results, outcomes = study()
+    both = study_statistics(
+        [*results, *map(scored_by_loss, (r for r in results if r.benchmark == "Bench0"))], outcomes, "lora"
+    )
+    assert [table.title.split(",")[0] for table in study_tables(both)] == ["Bench0", "Bench1", "Bench2", "own"]
+    assert [row[0] for row in cost_table(both).cells[1]] == list(statistics.means)
+    head, *_, last = compact_markdown(both).splitlines()
+    assert "mean" not in head
+    assert "signed without brackets: nats over lora, paired by seed" in last
 
 
 def test_markdown_holds_the_same_cells(statistics: StudyStatistics) -> None:
