@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from flexora.compare.report import write_study_report
@@ -26,17 +25,13 @@ def write_rows(study: Study) -> None:
     write_lines(study.results / "outcomes.csv", answered, Outcome)
 
 
-def write_results(study: Study) -> Path:
-    """Write rows, ``study.json``, table, pictures and page.
-
-    Returns:
-        The path of ``report.html``.
-    """
+def write_results(study: Study) -> None:
+    """Write rows, ``study.json``, table, pictures and page."""
     write_rows(study)
     done = [trial for trial in study.trials if is_done(study, trial)]
     adapted = [trial for trial in done if not study.is_base(trial.arm)]
     split_rows = {trial.benchmark: Results.read(study.run_folder(trial).results).split_rows for trial in done}
-    return write_study_report(
+    write_study_report(
         study.results,
         study.reference,
         study.title or None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flexora.compare.checks import study_problems
-from flexora.compare.report import read_study, rewrite
+from flexora.compare.report import rewrite
 from flexora.compare.results import write_results, write_rows
 from flexora.compare.schedule import Schedule
 from flexora.compare.study import instantiated, make_study, matching, study_parser
@@ -52,9 +52,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _show(folder: Path) -> None:
-    """Print the tables of a study's results, and make its report again."""
-    page = rewrite(folder)
+    """Make a study's report again, and print its tables."""
     console = Console()
-    for table in study_tables(read_study(folder)[1]):
+    for table in study_tables(rewrite(folder)):
         console.print(table)
-    console.print(f"rows:   {folder / 'results.csv'}\nreport: {page}", soft_wrap=True)
+    console.print(f"rows:   {folder / 'results.csv'}\nreport: {folder / 'report.html'}", soft_wrap=True)

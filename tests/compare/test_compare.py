@@ -43,6 +43,11 @@ class InProcess:
     def poll(self) -> int:
         return self.status
 
+    def terminate(self) -> None:
+        """It has ended."""
+
+    wait = terminate
+
 
 @pytest.fixture
 def study(recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
