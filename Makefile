@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Files that begin with an underscore, or lie in such a folder, are parts of recipes.
 RECIPES := $(shell find recipes -name '*.yaml' -not -path '*/_*')
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast test-reliability lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/flexora fetch demo
@@ -20,6 +20,12 @@ test: lint
 # The tests that need no packaged model.
 test-fast: $(VENV)/installed
 	$(BIN)/pytest -m "not slow"
+
+# Interruptions at full size; KILLS=3 is what make test does.
+test-reliability: export FLEXORA_KILLS = $(KILLS)
+test-reliability: KILLS ?= 25
+test-reliability: $(VENV)/installed
+	$(BIN)/pytest tests/reliability --durations=10
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check flexora tests

@@ -71,8 +71,7 @@ class SearchFiles(Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Keep the state before the outer step, for a signal within it."""
-        if trainer.is_global_zero:
-            self._before = snapshot(cast("SearchModule", pl_module))
+        self._before = snapshot(cast("SearchModule", pl_module))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Keep the history up to date, and the state every few steps."""
@@ -85,9 +84,8 @@ class SearchFiles(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write the state before the step that a signal broke off."""
-        if isinstance(exception, Interrupted | SIGTERMException):
-            if self._before is not None and self._before["history"]:
-                self._write(self._before)
+        if isinstance(exception, Interrupted | SIGTERMException) and self._before is not None:
+            self._write_before(trainer)
             trainer.strategy.barrier()  # Lightning kills all processes soon after the first has left
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -95,10 +93,14 @@ class SearchFiles(Callback):
 
         Its own is left with nothing that could differ from ours: what is in it was taken anywhere within a step.
         """
-        if self._before is not None and self._before["history"]:
-            self._write(self._before)
+        self._write_before(trainer)
         checkpoint["state_dict"] = {}
         del checkpoint["loops"]
+
+    def _write_before(self, trainer: L.Trainer) -> None:
+        """Write the state before the step that is being made, unless it is the first one."""
+        if trainer.is_global_zero and self._before is not None and self._before["history"]:
+            self._write(self._before)
 
     def _write(self, kept: dict[str, Any]) -> None:
         self.checkpoints.write(len(kept["history"]), to_file(kept))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from flexora import interruption
+from flexora.checkpoint import CheckpointFolder
 from flexora.cli import main
+from tests.commands import start_on_each_device
 
 #: Gradients of one outer step with T = 2 that is checked: 2 + 1 + 2 of the exact one, 2 + 1 + 4 of the other.
 GRADIENTS = 12
@@ -102,3 +105,26 @@ def test_sigterm_anywhere_in_the_finetune(
         assert stops < looks, "it does not get on"
     assert stops >= 4
     assert result(cut / "finetune") == result(tmp_path / "straight" / "finetune")
+
+
+@pytest.mark.parametrize("verb", ["search", "finetune"])
+def test_a_signal_to_one_of_two_processes_stops_both(verb: str, recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """The second one alone gets it: the first one must hear of it, and save."""
+    arguments = [verb, "--config", str(recipe()), "--trainer.devices=2", f"--{verb}.checkpoint_every=1000"]
+    arguments += ["--search.outer_steps=3000"] if verb == "search" else ["--selection=1", "--trainer.max_epochs=3000"]
+    outputs = [tmp_path / f"printed_{rank}.txt" for rank in range(2)]
+    processes = start_on_each_device(arguments, outputs)
+    history, deadline = tmp_path / "out" / verb / "history.csv", time.monotonic() + 240
+    while not (history.is_file() and len(history.read_text().splitlines()) > 2):
+        assert time.monotonic() < deadline, "it did not start"
+        assert all(process.is_alive() for process in processes), [output.read_text() for output in outputs]
+        time.sleep(0.05)
+    assert processes[1].pid is not None
+    os.kill(processes[1].pid, signal.SIGTERM)
+    for process in processes:
+        process.join(timeout=120)
+    printed = [output.read_text() for output in outputs]
+    assert [process.exitcode for process in processes] == [143, 143], printed
+    assert all("interrupted; the same command goes on" in text for text in printed)
+    assert "Traceback" not in "".join(printed)
+    assert CheckpointFolder(tmp_path / "out" / verb / "checkpoints").newest(print) is not None
