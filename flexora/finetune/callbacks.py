@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
+from torch import Tensor, distributed
 
 from flexora.checkpoint import CheckpointFolder
 from flexora.data.batching import LengthGroupedBatches
@@ -63,8 +63,8 @@ class FinetuneFiles(Callback):
         """Say where the step began, whatever part of it is done; so also before SLURM starts the job again."""
         if self._start is not None:
             checkpoint["loops"] = {"fit_loop": self._start["loop"]}
-            means = cast("Tensor", pl_module.all_gather(self._start["mean"]))  # every process has its own
-            checkpoint["step_start"] = {**self._start["counters"], "means": means.reshape(-1, 2).cpu()}
+            means = _gathered(self._start["mean"], trainer.world_size)  # every process has its own
+            checkpoint["step_start"] = {**self._start["counters"], "means": means.cpu()}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember what is restored later."""
@@ -140,6 +140,15 @@ class FinetuneFiles(Callback):
             self.checkpoints.write(trainer.global_step, checkpoint)
         trainer.strategy.barrier()
         self._saved = trainer.global_step
+
+
+def _gathered(tensor: Tensor, world_size: int) -> Tensor:
+    """The tensors of all processes, ``[world_size, ...]``."""
+    if world_size == 1:
+        return tensor[None]
+    parts = [torch.empty_like(tensor) for _ in range(world_size)]
+    distributed.all_gather(parts, tensor)
+    return torch.stack(parts)
 
 
 def _is_trial(trainer: L.Trainer) -> bool:

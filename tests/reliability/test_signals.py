@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 
 from flexora import interruption
 from flexora.checkpoint import CheckpointFolder
 from flexora.cli import main
+from flexora.finetune.module import FinetuneModule
+from flexora.search.module import SearchModule
 from tests.commands import start_on_each_device
 
 #: Gradients of one outer step with T = 2 that is checked: 2 + 1 + 2 of the exact one, 2 + 1 + 4 of the other.
@@ -81,7 +84,7 @@ ADALORA = "{class_path: AdaLoraConfig, init_args: {init_r: 4, target_r: 2, tinit
         # From a step's start: in its second batch or its successor's first, in a validation, after it.
         ([], (3, 2, 4, 5)),
         (["--trainer.precision=bf16-mixed"], (6, 7)),
-        (["--finetune.adapter", ADALORA], (5, 4)),
+        (["--finetune.adapter", ADALORA], (6, 7)),
         (["--finetune.trainer.val_check_interval=0.5"], (4, 5, 7)),
     ],
     ids=["float32", "bf16", "AdaLoRA", "two validations an epoch"],
@@ -108,10 +111,38 @@ def test_sigterm_anywhere_in_the_finetune(
 
 
 @pytest.mark.parametrize("verb", ["search", "finetune"])
+def test_what_slurm_starts_again_goes_on(
+    verb: str, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a requeue Lightning saves from its handler, anywhere within a step, and the next start loads that file."""
+    monkeypatch.setattr("flexora.report.html.draw", lambda *_: {})
+    arguments = [verb, "--config", str(recipe()), "--trainer.accumulate_grad_batches=2", "--output_dir"]
+    arguments[3:3] = ["--selection=1"] if verb == "finetune" else ["--search.checkpoint_every=1000"]
+    assert main([*arguments, str(tmp_path / "straight")]) == 0
+    kind: Any = {"search": SearchModule, "finetune": FinetuneModule}[verb]
+    file, fit, step = tmp_path / "hpc_ckpt_1.ckpt", L.Trainer.fit, kind.training_step
+
+    def save_and_leave(module: L.LightningModule, batch: Any, batch_idx: int) -> Any:
+        if batch_idx == 1:
+            module.trainer.save_checkpoint(file)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(module, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "training_step", save_and_leave)
+        assert main([*arguments, str(tmp_path / "cut")]) == 143
+    monkeypatch.setattr(L.Trainer, "fit", lambda *given, **named: fit(*given, **named | {"ckpt_path": file}))
+    assert main([*arguments, str(tmp_path / "cut")]) == 0
+    assert result(tmp_path / "cut" / verb) == result(tmp_path / "straight" / verb)
+
+
+@pytest.mark.parametrize("verb", ["search", "finetune"])
 def test_a_signal_to_one_of_two_processes_stops_both(verb: str, recipe: Callable[..., Path], tmp_path: Path) -> None:
     """The second one alone gets it: the first one must hear of it, and save."""
     arguments = [verb, "--config", str(recipe()), "--trainer.devices=2", f"--{verb}.checkpoint_every=1000"]
-    arguments += ["--search.outer_steps=3000"] if verb == "search" else ["--selection=1", "--trainer.max_epochs=3000"]
+    arguments += (
+        ["--search.outer_steps=3000"] if verb == "search" else ["--selection=1", "--finetune.trainer.max_epochs=3000"]
+    )
     outputs = [tmp_path / f"printed_{rank}.txt" for rank in range(2)]
     processes = start_on_each_device(arguments, outputs)
     history, deadline = tmp_path / "out" / verb / "history.csv", time.monotonic() + 240
