@@ -10,6 +10,7 @@ from typing import Any, Literal, NoReturn
 import jsonargparse
 import jsonargparse.typing
 import lightning as L
+import yaml
 from peft import PeftConfig
 
 import flexora.data.benchmarks  # noqa: F401 - so that short class names resolve
@@ -80,8 +81,24 @@ SHORT_FLAGS = {
 }
 
 
+def _load(text: str) -> Any:
+    """Read YAML; a section that is a file's bare name gets a folder, or it would be taken for a class's name."""
+    value = jsonargparse.get_loader("yaml")(text)
+    if isinstance(value, dict):
+        for name in (*SECTIONS, "data"):
+            if isinstance(value.get(name), str) and re.fullmatch(r"[\w.]+\.ya?ml", value[name]):
+                value[name] = f"./{value[name]}"
+    return value
+
+
+jsonargparse.set_loader("recipe", _load, exceptions=(yaml.YAMLError,))
+
+
 class RecipeParser(jsonargparse.ArgumentParser):
     """A parser that says what is wrong in one line instead of printing its usage."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"parser_mode": "recipe", **options})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the problem.
@@ -116,9 +133,12 @@ class RecipeParser(jsonargparse.ArgumentParser):
 def one_line(message: str) -> str:
     """Squeeze a message of jsonargparse into one line that names the setting and the first thing wrong with it."""
     if denied := _DENIED.search(message):  # whatever else a union has tried
-        setting = re.search(r'Parser key "([^"]+)"', message)
+        found = re.search(r'Parser key "([^"]+)"', message)
+        setting = found[1] if found else "class_path"
+        if denied[1].endswith((".yaml", ".yml")):
+            return f"{setting}: {denied[1]} reads as the name of a class; write ./{denied[1]} for the file"
         return (
-            f"{setting[1] if setting else 'class_path'}: {denied[1]} is no class of flexora, PEFT or Lightning for "
+            f"{setting}: {denied[1]} is no class of flexora, PEFT or Lightning for "
             f"recipes, and naming one runs its code; if you trust it, add {FLAG} {denied[1]}"
         )
     lines = [line.strip() for line in message.splitlines() if line.strip()]

@@ -12,6 +12,7 @@ import yaml
 
 import flexora
 from flexora.errors import FlexoraError
+from flexora.places import inside
 
 
 def recipes_root() -> Path:
@@ -78,6 +79,7 @@ def find_recipe(name: str) -> RecipeFile:
     """
     for recipe in all_recipes():
         if recipe.name == name.removesuffix(".yaml"):
+            inside(recipes_root(), f"{recipe.name}.yaml", "recipes")
             return recipe
     raise FlexoraError(f"no recipe is named {name}; flexora recipes ls shows all")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flexora.errors import FlexoraError
 from flexora.packaged import cache_folder
+from flexora.places import plain_name
 
 CONVERTED_PREFIX = "converted:"
 
@@ -19,9 +20,7 @@ def converted_place(name: str) -> Path:
     Raises:
         FlexoraError: If it is no plain name.
     """
-    plain = name.removeprefix(CONVERTED_PREFIX)
-    if not plain or plain.startswith(".") or {"/", "\\"} & set(plain):
-        raise FlexoraError(f"backbone.model: {name} names no converted model; write {CONVERTED_PREFIX}NAME")
+    plain = plain_name(name.removeprefix(CONVERTED_PREFIX), f"backbone.model: {CONVERTED_PREFIX}NAME")
     return cache_folder() / "converted" / plain
 
 

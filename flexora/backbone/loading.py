@@ -17,6 +17,7 @@ from flexora.backbone.converted import CONVERTED_PREFIX, converted_folder
 from flexora.backbone.families import Family, family_of
 from flexora.backbone.gguf import PACKAGED_PREFIX, packaged_model_folder
 from flexora.errors import FlexoraError
+from flexora.places import plain_revision
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -58,8 +59,10 @@ class Backbone:
         """Refuse what cannot be computed.
 
         Raises:
-            FlexoraError: If 4-bit weights are to be used in float64, or code that may change is to be run.
+            FlexoraError: If the revision is no name, 4-bit weights are to be used in float64, or code that may change
+                is to be run.
         """
+        plain_revision(self.revision, "backbone.revision")
         if self.quantization is not None and self.dtype == "float64":
             raise FlexoraError("backbone.quantization: nf4 has no float64; set backbone.dtype to float32 or bfloat16")
         if self.trust_remote_code and not (COMMIT.fullmatch(self.revision or "") or self._is_folder):

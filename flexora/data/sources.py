@@ -16,6 +16,7 @@ from datasets import Dataset, Features, Value, load_dataset
 from flexora.data.fingerprint import code_fingerprint
 from flexora.errors import FlexoraError
 from flexora.packaged import ROWS_WHEEL, cache_folder
+from flexora.places import plain_name
 
 Row = dict[str, Any]
 Split = Literal["train", "validation", "test"]
@@ -128,6 +129,8 @@ def hub_names(where: str) -> tuple[str, ...]:
     owner, *rest = where.removeprefix(HUB_PREFIX).split("/", 2)
     if not rest or not all((owner, *rest)):
         raise FlexoraError(f"data.source: {where} names no dataset; write hub:OWNER/NAME or hub:OWNER/NAME/CONFIG")
+    for name in (owner, *rest):  # datasets would take a path
+        plain_name(name, f"data.source: {where}")
     return (f"{owner}/{rest[0]}", *rest[1:])
 
 

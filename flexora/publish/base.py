@@ -13,6 +13,7 @@ from flexora.backbone.converted import CONVERTED_PREFIX
 from flexora.backbone.gguf import PACKAGED_MODELS, PACKAGED_ORIGINALS, PACKAGED_PREFIX, packaged_model_folder
 from flexora.errors import FlexoraError
 from flexora.files import sha256_of
+from flexora.places import plain_revision
 from flexora.search.selection import SelectionBase
 from flexora.zoo.entries import plain
 from flexora.zoo.models import Licence, known_model, licence_of, licences, model_facts
@@ -82,6 +83,7 @@ def find_base(
             "leave it out"
         )
     require_repo_id(base_id, "--base-id")
+    used = plain_revision(backbone["revision"] or revision or peft.get("revision"), "--base-revision")
     facts = known_model(base_id)
     if facts is not None:
         expected = (facts.architecture, facts.shape.num_hidden_layers)
@@ -93,7 +95,7 @@ def find_base(
     weights, hashes = _packaged_weights(model) if model.startswith(PACKAGED_PREFIX) else (None, None)
     return Base(
         id=facts.id if facts else base_id,
-        revision=backbone["revision"] or revision or peft.get("revision"),
+        revision=used,
         licence=licence_for(base_id, licence),
         prepare=facts.prepare if facts else None,
         weights=weights,

@@ -16,6 +16,7 @@ from flexora.backbone.chatglm3_weights import Checkpoint
 from flexora.backbone.converted import converted_place
 from flexora.errors import FlexoraError
 from flexora.files import new_folder
+from flexora.places import plain_revision
 from flexora.verbs.phase import silence
 from flexora.verbs.progress import bytes_bar
 from flexora.zoo.hub import HUB_ERRORS, hub_reason
@@ -94,6 +95,7 @@ def _source(source: str, revision: str | None) -> Path:
         return folder
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise FlexoraError(f"SOURCE: the folder {source} does not exist; name a folder or a hub id")
+    plain_revision(revision, "--revision")
     wanted = ["config.json", "*.safetensors", "tokenizer.model", *LICENCES]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))

@@ -10,6 +10,7 @@ import yaml
 
 from flexora.backbone.limits import Phase, require_precision, require_strategy
 from flexora.errors import FlexoraError
+from flexora.places import plain_name
 from flexora.recipe import RecipeParser, recipe_parser
 from flexora.runfolder import RunFolder
 from flexora.search.named import names_file
@@ -72,12 +73,16 @@ class Recipe:
     Args:
         verb: The verb it was given to.
         arguments: Command line of the verb.
+
+    Raises:
+        FlexoraError: If a setting is unknown, of another type, or a path where a name belongs.
     """
 
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
         self.parser: RecipeParser = recipe_parser(verb)
         self.namespace: Namespace = self.parser.parse_args(list(arguments))
         self.sections: dict[str, Any] = yaml.safe_load(self.parser.dump(self.namespace, skip_none=False))
+        plain_name(self.sections["finetune"]["folder"], "finetune.folder")
         self.folder = RunFolder(Path(self.sections["output_dir"]).expanduser())
 
     @property

@@ -10,9 +10,10 @@ from pydantic import Field, PositiveInt, field_validator
 
 from flexora.errors import FlexoraError
 from flexora.files import sha256_of
+from flexora.places import inside
 from flexora.scoring.results import Estimate, Metric, Results
 from flexora.search.selection import Selection
-from flexora.zoo.entries import PREFIX, Entry, find_entry, read_entry, zoo_root
+from flexora.zoo.entries import PREFIX, Entry, entry_file, read_entry, zoo_root
 
 #: Name of the weights in a PEFT folder.
 WEIGHTS = "adapter_model.safetensors"
@@ -90,7 +91,7 @@ def adapter_record(name: str) -> AdapterRecord:
     Raises:
         FlexoraError: If the zoo has none of that name, or its record is broken.
     """
-    return read_entry(AdapterRecord, zoo_root() / "adapters" / f"{find_entry('adapters', name)}.yaml")
+    return read_entry(AdapterRecord, entry_file("adapters", name))
 
 
 def record_of(folder: Path, recipe: str, location: str) -> AdapterRecord:
@@ -158,4 +159,4 @@ def zoo_adapter(reference: str) -> tuple[AdapterRecord, str]:
     record = adapter_record(reference.removeprefix(PREFIX))
     if record.location.startswith("hf:"):
         return record, record.location
-    return record, str(zoo_root() / "adapters" / record.location)
+    return record, str(inside(zoo_root(), f"adapters/{record.location}", reference))

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import flexora
 from flexora.errors import FlexoraError
+from flexora.places import inside
 
 #: What a reference to the zoo begins with.
 PREFIX = "zoo:"
@@ -53,6 +54,15 @@ def find_entry(kind: str, name: str) -> str:
         if plain(known) == plain(name):
             return known
     raise FlexoraError(f"the zoo has no {kind.removesuffix('s')} {name!r}; flexora zoo ls shows all")
+
+
+def entry_file(kind: str, name: str) -> Path:
+    """The file of an entry.
+
+    Raises:
+        FlexoraError: If there is none of that name, or it is a link that leads out of the zoo.
+    """
+    return inside(zoo_root(), f"{kind}/{find_entry(kind, name)}.yaml", "zoo")
 
 
 def read_entry(schema: type[EntryT], file: Path) -> EntryT:

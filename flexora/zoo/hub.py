@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from flexora.errors import FlexoraError
+from flexora.places import plain_revision
 
 HUB_REFERENCE = "hf:"
 
@@ -70,6 +71,7 @@ def _download(reference: str, needed: tuple[str, ...], wanted: tuple[str, ...] =
     name, at, revision = reference.removeprefix(HUB_REFERENCE).partition("@")
     if "/" not in name or (at and not revision):
         raise FlexoraError(f"{reference} names no repository; write hf:USER/NAME or hf:USER/NAME@REVISION")
+    plain_revision(revision or None, reference)
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=[*needed, *wanted]))
     except HUB_ERRORS as error:

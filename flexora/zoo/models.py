@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, PositiveInt
 
 from flexora.backbone.converted import CONVERTED_PREFIX
-from flexora.zoo.entries import Entry, entry_names, find_entry, read_entry, zoo_root
+from flexora.zoo.entries import Entry, entry_file, entry_names, read_entry, zoo_root
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -114,7 +114,7 @@ def model_facts(name: str) -> ModelFacts:
     Raises:
         FlexoraError: If the zoo has none of that name, or its entry is broken.
     """
-    return read_entry(ModelFacts, zoo_root() / "models" / f"{find_entry('models', name)}.yaml")
+    return read_entry(ModelFacts, entry_file("models", name))
 
 
 def licences() -> dict[str, Licence]:

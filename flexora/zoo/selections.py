@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from flexora.errors import FlexoraError
 from flexora.search.selection import Selection, SelectionBase
-from flexora.zoo.entries import PREFIX, Entry, find_entry, plain, read_entry, zoo_root
+from flexora.zoo.entries import PREFIX, Entry, entry_file, plain, read_entry
 from flexora.zoo.models import model_facts
 
 #: The list that is meant where a name says none.
@@ -92,7 +92,7 @@ def selection_list(model: str) -> SelectionList:
     Raises:
         FlexoraError: If the zoo has none for it, or the entry is broken.
     """
-    return read_entry(SelectionList, zoo_root() / "selections" / f"{find_entry('selections', model)}.yaml")
+    return read_entry(SelectionList, entry_file("selections", model))
 
 
 def layer_list(name: str) -> tuple[SelectionList, LayerList]:

@@ -202,7 +202,7 @@ def test_a_converted_model_has_a_name(checkpoint: Path, tmp_path: Path, monkeypa
     assert Path(backbone.resolve()) == tmp_path / "cache" / "converted" / "mine"
     assert backbone.load_config().architectures == ["GlmForCausalLM"]
     for name in ("converted:../mine", "converted:", "converted:.hidden"):
-        with pytest.raises(FlexoraError, match="names no converted model"):
+        with pytest.raises(FlexoraError, match="is no plain name"):
             Backbone(name).resolve()
 
 

@@ -16,6 +16,7 @@ from flexora.cli import main
 from flexora.runfolder import RunFolder
 from flexora.trust import VARIABLE, class_names
 from flexora.verbs.arms import adapter_of
+from flexora.verbs.settings import Recipe
 
 #: A module that leaves a trace wherever it is imported.
 STRANGER = """
@@ -175,3 +176,15 @@ def test_help_stays_instant() -> None:
     code = "import sys, flexora.cli; flexora.cli.main(['--help']); sys.exit('jsonargparse' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--allow-import PACKAGE" in done.stdout
+
+
+def test_a_section_may_be_a_file_beside_the_recipe(
+    recipe: Callable[..., Path], tmp_path: Path, trace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its bare name is also that of a module with something called yaml in it."""
+    (tmp_path / "stranger.yaml").write_text("dtype: float64\n")
+    named = stacked(tmp_path, {"backbone": "stranger.yaml"})
+    assert Recipe("search", ["--config", str(recipe()), *named]).sections["backbone"]["dtype"] == "float64"
+    assert main(["search", "--config", str(recipe()), "--backbone=stranger.yaml"]) == 2
+    assert "write ./stranger.yaml for the file" in capfd.readouterr().err
+    assert not trace.exists()

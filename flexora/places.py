@@ -1,0 +1,54 @@
+"""Names that others choose, as parts of paths: they stay inside the folder that they are looked up in."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from flexora.errors import FlexoraError
+
+#: A branch, a tag or a commit; git allows more, but nothing that climbs out of a folder.
+_REVISION = re.compile(r"[\w+-][\w.+-]*(?:/[\w+-][\w.+-]*)*")
+
+
+def inside(root: Path, name: str, what: str) -> Path:
+    """The place of that name below a folder.
+
+    Args:
+        root: The folder.
+        name: A relative path.
+        what: What the name is of, for the message.
+
+    Raises:
+        FlexoraError: If the name is absolute, climbs by ``..``, or is led out by a symbolic link.
+    """
+    place = root / name
+    try:
+        is_below = place.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError, ValueError):  # a circle of links; a NUL
+        is_below = False
+    if not is_below or ".." in place.parts[len(root.parts) :]:
+        raise FlexoraError(f"{what}: {name!r} leads out of {root}; name what lies in it")
+    return place
+
+
+def plain_name(name: str, what: str) -> str:
+    """Return a name if it is one of a single file or folder: no path, not hidden.
+
+    Raises:
+        FlexoraError: If it is none.
+    """
+    if not name or name.startswith(".") or {"/", "\\"} & set(name) or not name.isprintable():
+        raise FlexoraError(f"{what}: {name!r} is no plain name; write one without slashes and a dot at its beginning")
+    return name
+
+
+def plain_revision(revision: str | None, what: str) -> str | None:
+    """Return a revision of a repository if it is one: the hub's client makes it part of a path.
+
+    Raises:
+        FlexoraError: If it is none.
+    """
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise FlexoraError(f"{what}: {revision!r} is no branch, tag or commit; write such a name")
+    return revision
