@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from flexora.errors import FlexoraError, Interrupted
+from flexora.secrets import without_secrets
 from flexora.trust import FLAG, permission
 
 VERBS = {
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with permission(rest) as arguments:
             return int(importlib.import_module(f"flexora.verbs.{verb}").main(arguments))
     except FlexoraError as error:
-        print(f"flexora {verb}: error: {error}", file=sys.stderr)
+        print(f"flexora {verb}: error: {without_secrets(str(error))}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"flexora {verb}: interrupted; the same command goes on from what is done", file=sys.stderr)

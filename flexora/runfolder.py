@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from flexora.errors import FlexoraError
 from flexora.files import write_atomically, write_json
+from flexora.secrets import without_secrets
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ class RunFolder:
         write_json(self.mark(phase), settings)
 
     def write_config(self, phase: str, text: str) -> Path:
-        """Keep the resolved recipe that a phase runs with."""
-        return write_atomically(self.root / phase / "config.yaml", text)
+        """Keep the resolved recipe that a phase runs with, but no token that is in it."""
+        return write_atomically(self.root / phase / "config.yaml", without_secrets(text))
 
     def _require_same(self, file: Path, phase: str, settings: Mapping[str, Any]) -> None:
         if not file.is_file():

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import quote
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -16,7 +17,7 @@ from flexora.publish.rows import Rows, is_folder
 from flexora.publish.run import FinishedRun
 from flexora.report.cells import layer_cells
 from flexora.report.summary import caveats, chosen, stability_lines
-from flexora.report.terminal import markdown_table, results_markdown
+from flexora.report.terminal import escaped_markdown, markdown_table, results_markdown
 from flexora.zoo.listing import strip
 from flexora.zoo.references import is_reference
 
@@ -44,21 +45,21 @@ def model_card(
         template_path=str(TEMPLATE),
         repo_id=repo_id,
         title=repo_id.rsplit("/", 1)[-1],
-        method=_method(run),
+        method=escaped_markdown(_method(run)),
         chosen=chosen(selection),
-        benchmark=_names(trained),
-        measured_on=_names(measured),
+        benchmark=escaped_markdown(_names(trained)),
+        measured_on=escaped_markdown(_names(measured)),
         base=base,
         revision="" if base.revision is None else f', revision="{base.revision}"',
         illustrative=run.illustrative,
         layers=selection.num_layers,
         bar=strip(selection.layers, selection.num_layers),
         layer_table=markdown_table(*layer_cells(selection)),
-        stability=stability_lines(selection),
+        stability=[escaped_markdown(line) for line in stability_lines(selection)],
         pictures=pictures,
         results=results_markdown(public_results(run.results, base)),
-        circumstances=[f"{part.benchmark}: {circumstances(run, base, part)}." for part in parts],
-        versions=_versions(run),
+        circumstances=[escaped_markdown(f"{part.benchmark}: {circumstances(run, base, part)}.") for part in parts],
+        versions=escaped_markdown(_versions(run)),
         seed=run.recipe["seed"],
         layers_from=_layers_from(run),
         again=_again(run),
@@ -67,8 +68,9 @@ def model_card(
         licence=", ".join(filter(None, (licence.name or licence.id, licence.link))),
         trained=[_line(own) for own in trained],
         measured=[_line(own) for own in measured],
-        share_alike=_names([own for own in trained + measured if own.share_alike]),
-        caveats=caveats(replace(run.parts, selection=None)),  # an illustrative search is said at the top
+        share_alike=escaped_markdown(_names([own for own in trained + measured if own.share_alike])),
+        # An illustrative search is said at the top.
+        caveats=[escaped_markdown(line) for line in caveats(replace(run.parts, selection=None))],
     )
     return card
 
@@ -117,7 +119,7 @@ def _versions(run: FinishedRun) -> str:
 def _layers_from(run: FinishedRun) -> str:
     named, search, data = run.recipe["finetune"]["selection"], run.selection.search, run.selection.data
     if not run.searched and is_reference(named):
-        return f"The layers are those of `{named}`."
+        return f"The layers are those of {escaped_markdown(named)}."
     if search is None:
         return "The layers were named by hand."
     rows = f" on {data.train_rows:,} rows, {data.validation_rows:,} others held out" if data else ""
@@ -125,6 +127,7 @@ def _layers_from(run: FinishedRun) -> str:
         f"{search.get('outer_steps')} steps on alpha, each after {search.get('inner_steps')} steps on LoRA "
         f"({(search.get('estimator') or {}).get('name')}){rows}"
     )
+    steps = escaped_markdown(steps)
     return f"The layers were searched by {steps}." if run.searched else f"Another search found the layers, by {steps}."
 
 
@@ -138,8 +141,12 @@ def _again(run: FinishedRun) -> str:
 
 
 def _line(rows: Rows) -> str:
-    where = "" if rows.dataset is None else f" ([{rows.dataset}](https://huggingface.co/datasets/{rows.dataset}))"
-    return f"{rows.name}{where}: {rows.licence}"
+    if rows.dataset is None:
+        return escaped_markdown(f"{rows.name}: {rows.licence}")
+    page = f"https://huggingface.co/datasets/{quote(rows.dataset)}"
+    return (
+        f"{escaped_markdown(rows.name)} ([{escaped_markdown(rows.dataset)}]({page})): {escaped_markdown(rows.licence)}"
+    )
 
 
 def _names(rows: Iterable[Rows]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import re
 import socket
 import tempfile
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from flexora.errors import FlexoraError
 from flexora.packaged import cache_folder
 from flexora.recipes import all_recipes
+from flexora.secrets import SHORTEST, TOKEN, secret_values
 
 #: An absolute path of two names or more, in a home folder, or with a drive. What follows a letter, a dot, a colon or
 #: another slash is part of an address, of a relative path or of a closing tag.
@@ -30,17 +30,9 @@ ABSOLUTE = re.compile(
 #: An address of electronic mail.
 MAIL = re.compile(r"(?<![\w/])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b")
 
-#: How tokens of well-known services look.
-TOKEN = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{30,}|gh[oprsu]_\w{30,}|github_pat_\w{30,}|sk-[\w-]{20,}|xox[abp]-[\w-]{10,}|AKIA[0-9A-Z]{16})\b"
-)
-
-#: Variables of the environment whose values are secrets.
-SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
-
 #: Names of users and hosts that say nothing of a person.
 _COMMON = frozenset(("root", "user", "users", "admin", "ubuntu", "debian", "runner", "jovyan", "docker", "localhost"))
-_SHORTEST_NAME, _SHORTEST_SECRET = 3, 8
+_SHORTEST_NAME = 3
 
 
 def private_texts(run_dir: Path) -> dict[str, str]:
@@ -60,9 +52,9 @@ def private_texts(run_dir: Path) -> dict[str, str]:
     names = {"the user's name": _user(), "the host's name": socket.gethostname()}
     names["the host's name, short"] = names["the host's name"].partition(".")[0]
     texts |= {name: what for what, name in names.items() if _tells(name)}
-    secrets = {f"the value of {name}": value for name, value in os.environ.items() if SECRET.search(name)}
+    secrets = {f"the value of {name}": value for name, value in secret_values().items()}
     secrets["the hub's token"] = get_token() or ""
-    texts |= {value: what for what, value in secrets.items() if len(value) >= _SHORTEST_SECRET}
+    texts |= {value: what for what, value in secrets.items() if len(value) >= SHORTEST}
     return texts
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from dataclasses import dataclass
 
 from rich import box
@@ -117,13 +119,18 @@ def referee_lines(results: Results) -> list[str]:
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     """A table as Markdown, its first column on the left and the others on the right."""
-    escaped = [[cell.replace("|", r"\|") for cell in row] for row in [header, *rows]]
+    escaped = [[escaped_markdown(cell).replace("|", r"\|") for cell in row] for row in [header, *rows]]
     lines = [f"| {' | '.join(row)} |" for row in escaped]
     lines.insert(1, f"| --- |{' ---: |' * (len(header) - 1)}")
     return "\n".join(lines)
 
 
+def escaped_markdown(text: str) -> str:
+    """A text as one line of Markdown that shows it: no tag, link, picture, code or heading of its own."""
+    return re.sub(r"([\\`\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
 def results_markdown(results: Results) -> str:
     """The accuracy table as Markdown, with its title above; ends with a newline."""
-    own = f"{results_title(results)}:\n\n{markdown_table(*results_cells(results))}\n"
+    own = f"{escaped_markdown(results_title(results))}:\n\n{markdown_table(*results_cells(results))}\n"
     return "\n".join([own, *map(results_markdown, results.parts)])
