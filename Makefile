@@ -1,12 +1,13 @@
 # make demo: the whole method on a real model and a real benchmark.  make test: everything CI runs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 BIN := $(VENV)/bin
 
 # Files that begin with an underscore, or lie in such a folder, are parts of recipes.
 RECIPES := $(shell find recipes -name '*.yaml' -not -path '*/_*')
 
-.PHONY: demo test test-fast test-reliability lint clean
+.PHONY: demo test test-fast test-reliability test-oldest audit lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/flexora fetch demo
@@ -21,11 +22,25 @@ test: lint
 test-fast: $(VENV)/installed
 	$(BIN)/pytest -m "not slow"
 
-# Interruptions at full size; KILLS=3 is what make test does.
+# At full size: kills of both phases (make test does 3 of each), and random selections, recipes and rows (20).
 test-reliability: export FLEXORA_KILLS = $(KILLS)
+test-reliability: export FLEXORA_EXAMPLES = $(EXAMPLES)
 test-reliability: KILLS ?= 25
+test-reliability: EXAMPLES ?= 2000
 test-reliability: $(VENV)/installed
 	$(BIN)/pytest tests/reliability --durations=10
+
+# The fast tests with the oldest versions that pyproject.toml allows; an environment of its own, torch for the CPU.
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --disable-pip-version-check -q uv
+	$(OLDEST)/bin/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct --torch-backend cpu -e '.[dev]'
+	$(OLDEST)/bin/pytest -m "not slow"
+
+# Known vulnerabilities of the tested versions. It asks an advisory service, so it is no part of make test.
+audit: $(VENV)/installed
+	$(BIN)/pip install --disable-pip-version-check -q pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check flexora tests
@@ -40,4 +55,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(OLDEST) build dist

@@ -10,6 +10,13 @@ class FlexoraError(Exception):
     """
 
 
+def shown(text: str, longest: int = 300) -> str:
+    """A text that others may have written as a part of one line: no breaks, nothing a terminal obeys, not too long."""
+    text = " ".join(text[: 4 * longest].split())
+    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
+
+
 class Interrupted(Exception):  # noqa: N818 - not an error
     """A signal stopped the work.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Literal, NoReturn
@@ -17,7 +19,7 @@ import flexora.data.benchmarks  # noqa: F401 - so that short class names resolve
 from flexora.backbone.loading import Backbone
 from flexora.backbone.methods import build_config
 from flexora.data.datamodule import AnswerDataModule
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, shown
 from flexora.finetune.module import FinetuneModule
 from flexora.search.module import SearchModule
 from flexora.trust import FLAG, restrict_imports
@@ -110,6 +112,32 @@ class RecipeParser(jsonargparse.ArgumentParser):
             super().error(message, ex)
         raise FlexoraError(one_line(message)) from ex
 
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        """Parse a command line.
+
+        Raises:
+            FlexoraError: Naming the first thing that is wrong.
+        """
+        with self._plainly():
+            return super().parse_args(*arguments, **options)
+
+    def parse_object(self, *arguments: Any, **options: Any) -> Any:
+        """Parse nested settings.
+
+        Raises:
+            FlexoraError: Naming the first thing that is wrong.
+        """
+        with self._plainly():
+            return super().parse_object(*arguments, **options)
+
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        """Say so too where jsonargparse is not prepared for what it reads: no text, no names, circles."""
+        try:
+            yield
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError, yaml.YAMLError) as error:
+            self.error(str(error) or type(error).__name__, error)
+
     def get_defaults(self, *arguments: Any, **options: Any) -> jsonargparse.Namespace:
         """Defaults, of the adapter its class alone: jsonargparse would hand LoRA's ``r`` on to any other class."""
         defaults = super().get_defaults(*arguments, **options)
@@ -149,7 +177,7 @@ def one_line(message: str) -> str:
     text = " ".join(line.removeprefix("- ") for line in lines)
     text = re.sub(r"Problem with given class_path '[^']+': ", "", text)
     text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
-    return f"{text.removesuffix(HINT)}{HINT}"
+    return f"{shown(text.removesuffix(HINT), 1_000)}{HINT}"
 
 
 def recipe_parser(verb: str) -> RecipeParser:

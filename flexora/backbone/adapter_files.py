@@ -14,7 +14,7 @@ from pydantic.errors import PydanticUserError
 from safetensors import SafetensorError, safe_open
 
 from flexora.backbone.methods import sits_on_modules
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,10 +81,8 @@ def read_config(folder: Path) -> PeftConfig:
 
 def unreadable(folder: Path, error: BaseException) -> FlexoraError:
     """What is said of an adapter that cannot be loaded."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return FlexoraError(
-        f"cannot load the adapter {folder}: {reason[:200]}; name a PEFT folder made for this base model"
-    )
+    reason = shown(str(error), 200) or type(error).__name__
+    return FlexoraError(f"cannot load the adapter {folder}: {reason}; name a PEFT folder made for this base model")
 
 
 def _settings(folder: Path) -> dict[str, Any]:

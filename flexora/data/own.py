@@ -111,7 +111,10 @@ def _require_text(name: str, text: object) -> None:
 
 def _own_question(row: Row, columns: Columns, first: int) -> Question:
     prompt, choices = pick(row, "prompt", columns), choices_of(pick(row, "choices", columns))
-    return Question(prompt, choices, choice_index(pick(row, "answer", columns), choices, first))
+    question = Question(prompt, choices, choice_index(pick(row, "answer", columns), choices, first))
+    if choices.count(choices[question.answer]) > 1:
+        raise ValueError(f"the answer {choices[question.answer]!r} is there more than once")
+    return question
 
 
 class JsonlMultipleChoice(OwnRows, MultipleChoiceDataModule):

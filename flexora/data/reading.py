@@ -16,7 +16,7 @@ from flexora.data.hygiene import text_key
 from flexora.data.prompts import as_chat, as_messages, with_examples
 from flexora.data.question import Pairs
 from flexora.data.sources import LINE, Row, as_row
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,7 +49,7 @@ Reader = Callable[[Row], Reading]
 Examples = Mapping[str, Sequence[Pairs]]
 
 #: What a malformed row makes a reader raise.
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
 
 
 def read_row(row: Row, fields: Sequence[str], reader: Reader) -> Reading:
@@ -253,4 +253,4 @@ def _facts(question: EncodedQuestion) -> dict[str, int]:
 
 def _reason(error: Exception) -> str:
     name = f"{type(error).__name__} " if isinstance(error, KeyError | IndexError) else ""
-    return f"{name}{error}" or type(error).__name__
+    return shown(f"{name}{error}", 200) or type(error).__name__

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, shown
 from flexora.files import write_atomically
 from flexora.search.units import Unit, Units, flatten
 
@@ -180,7 +180,9 @@ class Selection(_Part):
             # Of a union pydantic names the type it tried, too.
             where = ".".join(str(part) for part in first["loc"] if "[" not in str(part)) or "the file"
             what = first["msg"].removeprefix("Value error, ")
-            raise FlexoraError(f"{path} is not a valid selection: {where}: {what}; search again or mend it") from error
+            raise FlexoraError(
+                f"{path} is not a valid selection: {shown(f'{where}: {what}')}; search again or mend it"
+            ) from error
 
     def require(self, architecture: str, num_layers: int, source: str) -> Selection:
         """Return the selection itself if it fits the model.
