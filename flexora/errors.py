@@ -17,6 +17,11 @@ def shown(text: str, longest: int = 300) -> str:
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its kind where it says nothing."""
+    return next((shown(line) for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class Interrupted(Exception):  # noqa: N818 - not an error
     """A signal stopped the work.
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from flexora.compare.paired import Difference, Mean
 from flexora.compare.statistics import ArmStatistics, BenchmarkStatistics, StudyStatistics, lower_is_better
 from flexora.report.cells import NONE, Cells, estimate
-from flexora.report.terminal import figures_table, markdown_table
+from flexora.report.terminal import escaped_markdown, figures_table, markdown_table
 from flexora.scoring.results import Estimate
 
 _ROWS_ALONE = "*"
@@ -36,7 +36,7 @@ class StudyTable:
 
     def markdown(self) -> str:
         """The table for a README; ends with a newline."""
-        return f"{self.title}:\n\n{markdown_table(*self.cells)}\n\n({self.note})\n"
+        return f"{escaped_markdown(self.title)}:\n\n{markdown_table(*self.cells)}\n\n({self.note})\n"
 
 
 def share(mean: Mean) -> str:
@@ -113,7 +113,8 @@ def compact_markdown(study: StudyStatistics) -> str:
     """
     columns = [(part.arms, part.metric) for part in study.benchmarks]
     names = dict.fromkeys(name for arms, _ in columns for name in arms)
-    header = ["arm", "layers", "trainable parameters", *map(benchmark_title, study.benchmarks)]
+    titles = [escaped_markdown(benchmark_title(benchmark)) for benchmark in study.benchmarks]
+    header = ["arm", "layers", "trainable parameters", *titles]
     if len(study.benchmarks) > 1 and study.metric is not None:
         header.append("mean")
         columns.append((study.means, study.metric))

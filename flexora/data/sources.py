@@ -14,7 +14,7 @@ from typing import Any, Literal
 from datasets import Dataset, Features, Value, load_dataset
 
 from flexora.data.fingerprint import code_fingerprint
-from flexora.errors import FlexoraError, shown
+from flexora.errors import FlexoraError, first_line
 from flexora.packaged import ROWS_WHEEL, cache_folder
 from flexora.places import plain_name
 
@@ -107,8 +107,7 @@ class Source:
             if self.hub is None:
                 advice = "name its split in data.reported_split, cut one with data.test_rows, or use a folder of files"
             raise FlexoraError(
-                f"data.source: cannot load {'/'.join(names)} [{name}] from the hub: "
-                f"{shown(str(error)) or type(error).__name__}; {advice}"
+                f"data.source: cannot load {'/'.join(names)} [{name}] from the hub: {first_line(error)}; {advice}"
             ) from error
 
     def _load_packaged(self, split: Split) -> Dataset:
@@ -166,9 +165,7 @@ def load_files(place: Path, split: Split) -> Dataset:
         try:
             dataset = load_dataset("parquet", data_files=str(file), split="train")
         except Exception as error:  # one kind of error per reader and version
-            raise FlexoraError(
-                f"data.source: cannot read {file}: {shown(str(error)) or type(error).__name__}; mend the file"
-            ) from error
+            raise FlexoraError(f"data.source: cannot read {file}: {first_line(error)}; mend the file") from error
         if len(dataset) == 0:
             raise FlexoraError(f"data.source: {file} holds no row; add rows or name another file")
         return dataset

@@ -18,6 +18,7 @@ from flexora.publish.run import FinishedRun
 from flexora.report.cells import layer_cells
 from flexora.report.summary import caveats, chosen, stability_lines
 from flexora.report.terminal import escaped_markdown, markdown_table, results_markdown
+from flexora.search.selection import Selection
 from flexora.zoo.listing import strip
 from flexora.zoo.references import is_reference
 
@@ -54,7 +55,7 @@ def model_card(
         illustrative=run.illustrative,
         layers=selection.num_layers,
         bar=strip(selection.layers, selection.num_layers),
-        layer_table=markdown_table(*layer_cells(selection)),
+        layer_table=_layer_table(selection),
         stability=[escaped_markdown(line) for line in stability_lines(selection)],
         pictures=pictures,
         results=results_markdown(public_results(run.results, base)),
@@ -98,6 +99,11 @@ def card_data(run: FinishedRun, base: Base, trained: list[Rows], measured: list[
         model_name=repo_id.rsplit("/", 1)[-1] if figures else None,
         eval_results=figures or None,
     )
+
+
+def _layer_table(selection: Selection) -> str:
+    header, rows = layer_cells(selection)
+    return markdown_table(header, [[escaped_markdown(cell) for cell in row] for row in rows])
 
 
 def _method(run: FinishedRun) -> str:

@@ -118,8 +118,9 @@ def referee_lines(results: Results) -> list[str]:
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A table as Markdown, its first column on the left and the others on the right."""
-    escaped = [[escaped_markdown(cell).replace("|", r"\|") for cell in row] for row in [header, *rows]]
+    """A table as Markdown, its first column, names as they are written, on the left and the others on the right."""
+    rows = [[escaped_markdown(name), *figures] for name, *figures in rows]
+    escaped = [[cell.replace("|", r"\|") for cell in row] for row in [header, *rows]]
     lines = [f"| {' | '.join(row)} |" for row in escaped]
     lines.insert(1, f"| --- |{' ---: |' * (len(header) - 1)}")
     return "\n".join(lines)

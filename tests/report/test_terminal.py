@@ -78,7 +78,7 @@ def test_results_table_fits_and_takes_no_markup(results: Results) -> None:
     assert max(map(len, lines)) <= TERMINAL
     assert "[red]Bench[/red]" in lines[0]
     assert any("[bold]" in line for line in lines)
-    assert r"[bold]runs/a\|b" in results_markdown(results)
+    assert r"\[bold\]runs/a\|b" in results_markdown(results)
 
 
 def test_importing_the_report_is_cheap() -> None:
