@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from flexora.errors import FlexoraError
 from flexora.files import write_json
 
 
@@ -46,7 +46,8 @@ def measured(folder: Path) -> Iterator[None]:
             seconds=before.seconds + time.perf_counter() - start,
             peak_memory_bytes=max(before.peak_memory_bytes, _peak_memory()),
         )
-        write_json(folder / "usage.json", json.loads(usage.model_dump_json()))
+        with suppress(FlexoraError):  # a full disk has stopped the block already, and said so
+            write_json(folder / "usage.json", usage.model_dump())
 
 
 def _peak_memory() -> int:

@@ -63,10 +63,11 @@ def main(arguments: Sequence[str]) -> int:
         Console(stderr=True).print(
             f"evaluate: {arm}: its adapter is not the one that was scored; left out", soft_wrap=True
         )
-    with folder.locked(), measured(folder.root / "evaluate"):
+    with folder.locked():
         if not again:
             folder.start("evaluate", settings)
-        results, rows = _score(cli, adapters)
+        with measured(folder.root / "evaluate"):
+            results, rows = _score(cli, adapters)
         if again:
             keep_comparisons(results, recipe, settings["adapters"])
         if wanted["samples"]:

@@ -56,11 +56,12 @@ def main(arguments: Sequence[str]) -> int:
         "targets": selection.model_dump(mode="json")["targets"],
         "devices": cli.trainer.world_size,  # times the accumulation they decide the batches of a step
     }
-    with folder.locked(), measured(place):
+    with folder.locked():
         folder.start(name, settings)
         folder.write_config(name, recipe.text)
         selection.write(folder.selection_of(name))
-        _fit(cli, files)
+        with measured(place):
+            _fit(cli, files)
         if files.best_weights is None:
             raise FlexoraError(
                 "the trainer validated nothing; remove what keeps it from that from trainer or finetune.trainer "

@@ -54,10 +54,11 @@ def main(arguments: Sequence[str]) -> int:
     if not cli.trainer.is_global_zero:  # another device's process of the same search: the first one writes
         _fit(cli)
         return 0
-    with folder.locked(), measured(folder.root / "search"):
+    with folder.locked():
         folder.start("search", recipe.settings("search"))
         folder.write_config("search", recipe.text)
-        _fit(cli)
+        with measured(folder.root / "search"):
+            _fit(cli)
         search = cast("SearchModule", cli.model)
         selection = search.selection()
         search.save_adapter(folder.adapter("search"))
