@@ -114,7 +114,8 @@ def class_names() -> set[str]:
 def _foreign_classes() -> Iterator[tuple[str, type]]:
     import peft
 
-    configs = (kind for kind in vars(peft).values() if isinstance(kind, type) and issubclass(kind, peft.PeftConfig))
+    # Those of methods, and of their parts such as EvaConfig.
+    configs = (kind for name, kind in vars(peft).items() if isinstance(kind, type) and name.endswith("Config"))
     yield from (("peft", kind) for kind in configs)
     for name in (f"lightning.pytorch.{package}" for package in _OF_LIGHTNING):
         package = vars(import_module(name))

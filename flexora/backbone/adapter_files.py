@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import isfinite
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from peft import PeftConfig
@@ -118,6 +119,8 @@ def _require_type(name: str, value: object, kind: Any) -> None:
         schema = TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
     except PydanticUserError:  # a class with rules of its own
         schema = TypeAdapter(kind)
+    if isinstance(value, float) and isfinite(value) and kind is int:
+        value = int(value)  # PEFT writes the alpha of a converted rsLoRA with decimals, and reads it so
     try:
         schema.validate_json(json.dumps(value))  # JSON's lists stand for PEFT's sets
     except ValidationError as error:

@@ -152,7 +152,7 @@ def test_finetune_learns(recipe: Callable[..., Path], tmp_path: Path) -> None:
     with (tmp_path / "out" / "finetune" / "logs" / "csv" / "version_0" / "metrics.csv").open() as file:
         losses = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
     assert len(losses) == 6
-    assert losses[-1] < losses[0] - 0.1
+    assert losses[-1] < losses[0] - 0.05
 
 
 def test_an_interrupted_search_continues_to_the_same_bits(recipe: Callable[..., Path], tmp_path: Path) -> None:
