@@ -119,7 +119,7 @@ def _require_type(name: str, value: object, kind: Any) -> None:
         schema = TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
     except PydanticUserError:  # a class with rules of its own
         schema = TypeAdapter(kind)
-    if isinstance(value, float) and isfinite(value) and kind is int:
+    if name == "lora_alpha" and isinstance(value, float) and isfinite(value):
         value = int(value)  # PEFT writes the alpha of a converted rsLoRA with decimals, and reads it so
     try:
         schema.validate_json(json.dumps(value))  # JSON's lists stand for PEFT's sets
