@@ -96,9 +96,8 @@ class SearchModule(L.LightningModule):
         super().__init__()
         counts = {"outer_steps": outer_steps, "inner_steps": inner_steps, "batch_size": batch_size}
         counts |= {"accumulate": accumulate, "validation_batches": validation_batches}
-        counts |= {"average_last": average_last, "checkpoint_every": checkpoint_every, "repeats": repeats}
-        counts |= {"keep_checkpoints": keep_checkpoints}
-        counts |= {} if check_every is None else {"check_every": check_every}
+        counts |= {"average_last": average_last, "repeats": repeats, "checkpoint_every": checkpoint_every}
+        counts |= {"keep_checkpoints": keep_checkpoints} | ({} if check_every is None else {"check_every": check_every})
         for name, value in counts.items():
             if value < 1:
                 raise FlexoraError(f"search.{name}: {value} is too small; give at least 1")
