@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0 on success, 2 if the input is at fault, 130 after Ctrl-C, 143 after SIGTERM.
+        The exit status: 0 on success, 2 if the input is at fault, 3 if memory ran out, 130 after Ctrl-C, 143 after
+        SIGTERM, and 1 after an error of flexora's own.
     """
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if verb in ("-h", "--help", "--version"):
@@ -48,17 +50,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # An idle tokenizer pool that is forked by a data loader warns on every fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return _run(verb, rest)
+
+
+def _run(verb: str, rest: Sequence[str]) -> int:
     try:
         with permission(rest) as arguments:
             return int(importlib.import_module(f"flexora.verbs.{verb}").main(arguments))
     except FlexoraError as error:
         print(f"flexora {verb}: error: {without_secrets(str(error))}", file=sys.stderr)
-        return 2
+        return error.status
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"flexora {verb}: interrupted; the same command goes on from what is done", file=sys.stderr)
         return stop.status if isinstance(stop, Interrupted) else 130
     except SystemExit as leave:  # --help and --print_config leave this way
         return leave.code if isinstance(leave.code, int) else 0
+    except Exception:
+        # Others' messages may quote a token, as those of a download do its address.
+        print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
+        return 1
 
 
 def _help() -> str:

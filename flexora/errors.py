@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 
 class FlexoraError(Exception):
     """A problem in the user's input, files or machine, worded for one line of terminal.
 
-    The command line prints the message without a traceback and exits with status 2.
+    The command line prints the message without a traceback.
+
+    Attributes:
+        status: Exit status of the command.
     """
+
+    status: ClassVar[int] = 2
+
+
+class OutOfMemoryError(FlexoraError):
+    """The memory of the machine or of a device ran out."""
+
+    status: ClassVar[int] = 3
+
+
+def require_at_least(least: int, section: str, values: Mapping[str, int | None]) -> None:
+    """Refuse numbers that are too small; none stands for a setting that is not used.
+
+    Args:
+        least: The smallest number.
+        section: Section of the settings.
+        values: By their names.
+
+    Raises:
+        FlexoraError: Naming the first that is too small.
+    """
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise FlexoraError(f"{section}.{name}: {value} is too small; give at least {least}")
 
 
 def shown(text: str, longest: int = 300) -> str:

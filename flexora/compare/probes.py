@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flexora.backbone.families import family_of
 from flexora.compare.selectors import Scored, Task
 from flexora.data.batch import PADDING, Batch
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, require_at_least
 from flexora.search.gates import ADAPTER
 
 if TYPE_CHECKING:
@@ -43,17 +43,8 @@ class _Probe(Scored):
 
     def __init__(self, k: int | None = None, like: str | None = None, batches: int = 8) -> None:
         super().__init__(k, like)
-        self.batches = self.require_positive("batches", batches)
-
-    def require_positive(self, name: str, value: int) -> int:
-        """Refuse a setting below 1.
-
-        Raises:
-            FlexoraError: If it is.
-        """
-        if value < 1:
-            raise FlexoraError(f"compare: {type(self).__name__}.{name}: {value} is too small; give at least 1")
-        return value
+        require_at_least(1, f"compare: {type(self).__name__}", {"batches": batches})
+        self.batches = batches
 
 
 class GradientNorm(_Probe):
@@ -101,7 +92,8 @@ class LoraDrop(_Probe):
 
     def __init__(self, k: int | None = None, like: str | None = None, batches: int = 8, steps: int = 20) -> None:
         super().__init__(k, like, batches)
-        self.steps = self.require_positive("steps", steps)
+        require_at_least(1, f"compare: {type(self).__name__}", {"steps": steps})
+        self.steps = steps
 
     def scores(self, task: Task) -> Sequence[float]:
         """The mean squared outputs, ``[n]``.

@@ -15,7 +15,7 @@ import jsonargparse
 
 import flexora.compare.probes  # noqa: F401 - so that short class names resolve
 from flexora.compare.selectors import LayerSelector, NoLayers
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, require_at_least
 from flexora.recipe import RecipeParser
 from flexora.recipes import find_recipe
 from flexora.runfolder import RunFolder
@@ -230,8 +230,7 @@ def _require_arm(study: Study, name: str, arm: Arm) -> None:
             raise FlexoraError(f"compare: arms.{name}: {other!r} is no other arm; name one of {', '.join(study.arms)}")
     if arm.learning_rates and arm.learning_rate_of:
         raise FlexoraError(f"compare: arms.{name}: give learning_rates or learning_rate_of, not both")
-    if arm.draws < 1:
-        raise FlexoraError(f"compare: arms.{name}.draws: {arm.draws} is too small; give at least 1")
+    require_at_least(1, f"compare: arms.{name}", {"draws": arm.draws})
 
 
 def instantiated(parser: RecipeParser, arguments: Sequence[str]) -> jsonargparse.Namespace:

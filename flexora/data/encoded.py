@@ -19,7 +19,7 @@ from flexora.data.prompts import require_chat_template
 from flexora.data.question import Pairs
 from flexora.data.reading import FEATURES, Examples, Reader, encode_rows, example_rows, read_row, said_keys
 from flexora.data.sources import HUB_PREFIX, LINE, Row, Source, Split, hub_names, require_place
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, require_at_least
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,11 +97,8 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         counts |= {"validation_rows": validation_rows, "train_rows": train_rows, "evaluate_rows": evaluate_rows}
         counts |= {"max_length": max_length, "max_tokens_per_batch": max_tokens_per_batch}
         counts |= {"development_rows": development_rows}
-        for name, value in counts.items():
-            if value is not None and value < 1:
-                raise FlexoraError(f"data.{name}: {value} is too small; give at least 1")
-        if num_fewshot < 0:
-            raise FlexoraError(f"data.num_fewshot: {num_fewshot} is too small; give 0 or more")
+        require_at_least(1, "data", counts)
+        require_at_least(0, "data", {"num_fewshot": num_fewshot})
         if num_fewshot and development_rows:
             raise FlexoraError("data.development_rows: solved examples might be among them; set data.num_fewshot to 0")
         self.backbone = backbone or Backbone()

@@ -17,7 +17,7 @@ from flexora.data.datamodule import AnswerDataModule, loader
 from flexora.data.question import Pairs
 from flexora.data.reading import Reader, Reading
 from flexora.data.sources import Row
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, require_at_least
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,8 +58,7 @@ class GenerativeDataModule(AnswerDataModule):
         super().__init__(*args, **kwargs)
         if "choices" in (self.objective, self.validation_objective):
             raise FlexoraError("data.objective: choices needs rows with choices; leave it at answer")
-        if max_new_tokens < 1:
-            raise FlexoraError(f"data.max_new_tokens: {max_new_tokens} is too small; give at least 1")
+        require_at_least(1, "data", {"max_new_tokens": max_new_tokens})
         self.max_new_tokens = max_new_tokens
 
     def new_reader(self) -> Reader:

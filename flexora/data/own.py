@@ -18,7 +18,7 @@ from flexora.data.multiple_choice import MultipleChoiceDataModule, read_question
 from flexora.data.question import Pairs, Question, choices_of
 from flexora.data.reading import Reader, Reading
 from flexora.data.sources import Row, Source, Split
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, require_at_least
 
 if TYPE_CHECKING:
     from flexora.scoring.results import Metric
@@ -51,8 +51,7 @@ class OwnRows(AnswerDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if test_rows is not None and test_rows < 1:
-            raise FlexoraError(f"data.test_rows: {test_rows} is too small; give at least 1")
+        require_at_least(1, "data", {"test_rows": test_rows})
         self.columns: Columns = columns or {}
         for field, names in self.columns.items():
             if field not in self.own_fields or not names:

@@ -20,8 +20,9 @@ from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone, describe
 from flexora.backbone.methods import require_modules
 from flexora.data.batch import terms
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, require_at_least
 from flexora.finetune.adalora import RankBudget, orthogonality, trim_ranks
+from flexora.finetune.guard import FiniteSteps
 from flexora.finetune.initialization import (
     moves_base,
     needs_rows,
@@ -69,6 +70,8 @@ class FinetuneModule(L.LightningModule):
             in where ``finetune.warm_start`` asks for it.
         checkpoint_every: Optimiser steps between two checkpoints; there are some around every validation, too.
         keep_checkpoints: How many of the newest are kept: an older one is used where a newer one is damaged.
+        skip_non_finite: Optimiser steps that may be left out because a loss or a gradient is infinite or not a number;
+            the learning rate's schedule goes on. One more stops the training.
         seed: Seed of the adapter's initial weights and of dropout. Recipes fill it in from their own section.
     """
 
@@ -85,6 +88,7 @@ class FinetuneModule(L.LightningModule):
         initial_adapter: str | None = None,
         checkpoint_every: int = 50,
         keep_checkpoints: int = 2,
+        skip_non_finite: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -94,9 +98,13 @@ class FinetuneModule(L.LightningModule):
             raise FlexoraError(f"finetune.warmup_ratio: {warmup_ratio} must lie in [0, 1)")
         if not prefix_cache >= 0:
             raise FlexoraError(f"finetune.prefix_cache: {prefix_cache} GiB is less than nothing; give 0 or more")
-        for name, value in {"checkpoint_every": checkpoint_every, "keep_checkpoints": keep_checkpoints}.items():
-            if value < 1:
-                raise FlexoraError(f"finetune.{name}: {value} is too small; give at least 1")
+        counts: dict[str, int | None] = {"checkpoint_every": checkpoint_every, "keep_checkpoints": keep_checkpoints}
+        require_at_least(1, "finetune", counts)
+        require_at_least(0, "finetune", {"skip_non_finite": skip_non_finite})
+        if skip_non_finite and isinstance(adapter, AdaLoraConfig):
+            raise FlexoraError(
+                "finetune.skip_non_finite: AdaLoraConfig learns which ranks matter from every step; set it to 0"
+            )
         if initial_adapter is not None:
             require_lora(adapter)
         require_modules(adapter)
@@ -113,9 +121,11 @@ class FinetuneModule(L.LightningModule):
         self.initial_adapter = initial_adapter
         self.checkpoint_every = checkpoint_every
         self.keep_checkpoints = keep_checkpoints
+        self.skip_non_finite = skip_non_finite
         self.seed = seed
         self.model: PeftModel | None = None
-        self.train_loss = MeanMetric()
+        self.step_losses: list[tuple[Tensor, Tensor]] = []  # of each micro-batch so far, and its rows
+        self.train_loss = MeanMetric(nan_strategy="ignore")  # of steps that are left out
         self.val_loss = MeanMetric()
 
     def configure_model(self) -> None:
@@ -166,8 +176,8 @@ class FinetuneModule(L.LightningModule):
         start_from_rows(model, cast("DataLoader[Batch]", self.trainer.train_dataloader))
 
     def configure_callbacks(self) -> list[Callback]:
-        """What the adapter's method does between steps."""
-        return [RankBudget()] if isinstance(self.adapter, AdaLoraConfig) else []
+        """What looks at each step before it is made, and what the adapter's method does between steps."""
+        return [FiniteSteps(self.skip_non_finite), *([RankBudget()] if isinstance(self.adapter, AdaLoraConfig) else [])]
 
     @property
     def peft_model(self) -> PeftModel:
@@ -222,8 +232,10 @@ class FinetuneModule(L.LightningModule):
         ):
             loss_sum = answer_loss(self.peft_model, batch)
         parts = accumulate * processes
-        self.log("train_loss", loss_sum.detach() / terms(batch), prog_bar=True)
-        self.train_loss.update(loss_sum.detach() / terms(batch), weight=terms(batch))
+        loss = loss_sum.detach() / terms(batch)
+        self.step_losses.append((loss, batch["rows"]))
+        self.log("train_loss", loss, prog_bar=True)
+        self.train_loss.update(torch.where(loss.isfinite(), loss, torch.nan), weight=terms(batch))
         self.log("train_loss_of_epoch", self.train_loss, on_step=False, on_epoch=True)
         if isinstance(self.adapter, AdaLoraConfig):  # weighted like the rest: once a step, however many batches it has
             loss_sum = loss_sum + terms(batch) * orthogonality(self.peft_model)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flexora.errors import FlexoraError
+from flexora.finite import NonFiniteError
 from flexora.search.inner import global_norm
 from flexora.search.products import Product, ProductName, exact, finite_difference
 
@@ -31,20 +32,15 @@ class OuterStep:
     train_loss: float
     validation_loss: float
 
-    def require_finite(self, outer_step: int) -> None:
+    def __post_init__(self) -> None:
         """Stop before alpha takes a step that no later one could mend.
 
         Raises:
-            FlexoraError: If a loss or the hypergradient is infinite or not a number.
+            NonFiniteError: If the hypergradient is infinite or not a number, though every gradient was finite.
         """
-        values = {"training loss": self.train_loss, "validation loss": self.validation_loss}
-        values["hypergradient"] = float(self.hypergradient.abs().sum())
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise FlexoraError(
-                    f"search: the {name} of outer step {outer_step} is {value}; alpha was not changed; "
-                    "lower search.inner_optimizer.lr or set search.clip_norm"
-                )
+        size = float(self.hypergradient.abs().max())
+        if not math.isfinite(size):
+            raise NonFiniteError(f"the hypergradient is {size}")
 
 
 class Estimator(ABC):

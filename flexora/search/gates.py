@@ -13,6 +13,7 @@ left, so a gate near zero does no harm. The same identity holds for the mixed pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from flexora.errors import FlexoraError
+from flexora.finite import NonFiniteError
 from flexora.search.units import Units
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class Gates:
 
     Attributes:
         theta: The LoRA parameters in a fixed order; hypergradients and optimiser states follow it.
+        names: Their names, in the same order.
         units: What has a gate of its own.
         power: The LoRA output is scaled by the gate to this power: 1, except to imitate the paper's code.
 
@@ -80,6 +83,7 @@ class Gates:
                     "set what is more in finetune.adapter alone"
                 )
         self.theta: list[torch.nn.Parameter] = [parameter for _, parameter in named]
+        self.names = [name for name, _ in named]
         self.units = units
         self.power = 1
         index = {id(parameter): place for place, parameter in enumerate(self.theta)}
@@ -109,8 +113,15 @@ class Gates:
             site.module.scaling[ADAPTER] = site.scaling * factor
 
     def _factors(self, gates: Tensor) -> list[float]:
-        """By how much each site's LoRA output is scaled."""
+        """By how much each site's LoRA output is scaled.
+
+        Raises:
+            NonFiniteError: If a gate is infinite or not a number.
+        """
         values = gates.flatten().tolist()
+        for unit, value in zip(self.units, values, strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteError(f"the gate of {unit} is {value}")
         return [values[site.unit] ** self.power for site in self._sites]
 
     def restore(self) -> None:

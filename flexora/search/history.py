@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
@@ -25,6 +26,8 @@ class HistoryRow:
         hypergradient_norm: Euclidean norm of the hypergradient.
         alpha: Hyperparameters after the step, flat, one per unit.
         cosine: Cosine of the hypergradient with the exact one, where it was checked.
+
+    Losses and norm are NaN in a step that was left out.
     """
 
     outer_step: int
@@ -34,6 +37,11 @@ class HistoryRow:
     hypergradient_norm: float
     alpha: list[float]
     cosine: float | None = None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the step was left out, for a value in it was not finite."""
+        return math.isnan(self.hypergradient_norm)
 
 
 def last_of_each_repeat(rows: Sequence[HistoryRow], count: int) -> list[list[HistoryRow]]:

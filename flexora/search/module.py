@@ -15,7 +15,8 @@ from flexora.backbone.adapters import attach, draw_again
 from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone, describe
 from flexora.data.bilevel import REPEAT_STRIDE, BilevelDataModule, OuterBatch
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, require_at_least
+from flexora.finite import NonFiniteError
 from flexora.randomness import step_seed
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.adapter import plain_lora
@@ -30,6 +31,7 @@ from flexora.search.result import make_selection
 from flexora.search.rules import Positive, SelectionRule
 from flexora.search.schedule import ScheduleName, schedule
 from flexora.search.selection import Selection
+from flexora.search.skipping import left_out
 from flexora.search.units import Units
 
 
@@ -64,6 +66,8 @@ class SearchModule(L.LightningModule):
             the memory of one micro-batch's second-order graph; by default there is none.
         checkpoint_every: Outer steps between two checkpoints.
         keep_checkpoints: How many of the newest are kept: an older one is used where a newer one is damaged.
+        skip_non_finite: Outer steps that may be left out because a loss, a gradient or the hypergradient is infinite or
+            not a number: LoRA and alpha are then what they were before the step. One more stops the search.
         illustrative: Mark the result as one of a short search, for the report.
         seed: Seed of LoRA's initial weights and of dropout. Recipes fill it in from their own section.
     """
@@ -90,6 +94,7 @@ class SearchModule(L.LightningModule):
         check_every: int | None = None,
         checkpoint_every: int = 5,
         keep_checkpoints: int = 2,
+        skip_non_finite: int = 0,
         illustrative: bool = False,
         seed: int = 0,
     ) -> None:
@@ -97,10 +102,8 @@ class SearchModule(L.LightningModule):
         counts = {"outer_steps": outer_steps, "inner_steps": inner_steps, "batch_size": batch_size}
         counts |= {"accumulate": accumulate, "validation_batches": validation_batches}
         counts |= {"average_last": average_last, "repeats": repeats, "checkpoint_every": checkpoint_every}
-        counts |= {"keep_checkpoints": keep_checkpoints} | ({} if check_every is None else {"check_every": check_every})
-        for name, value in counts.items():
-            if value < 1:
-                raise FlexoraError(f"search.{name}: {value} is too small; give at least 1")
+        require_at_least(1, "search", counts | {"keep_checkpoints": keep_checkpoints, "check_every": check_every})
+        require_at_least(0, "search", {"skip_non_finite": skip_non_finite})
         if not 0 <= inner_warmup_ratio < 1:
             raise FlexoraError(f"search.inner_warmup_ratio: {inner_warmup_ratio} must lie in [0, 1)")
         self.automatic_optimization = False
@@ -125,6 +128,7 @@ class SearchModule(L.LightningModule):
         self.check_every = check_every
         self.checkpoint_every = checkpoint_every
         self.keep_checkpoints = keep_checkpoints
+        self.skip_non_finite = skip_non_finite
         self.illustrative = illustrative
         self.seed = seed
         self.history: list[HistoryRow] = []
@@ -195,7 +199,11 @@ class SearchModule(L.LightningModule):
         problem.processes = Processes(self.trainer.global_rank, self.trainer.world_size)
 
     def training_step(self, batch: OuterBatch, batch_idx: int) -> None:
-        """One outer step: T inner steps on LoRA, the hypergradient, and one Adam step on alpha."""
+        """One outer step: T inner steps on LoRA, the hypergradient, and one Adam step on alpha.
+
+        Raises:
+            FlexoraError: If the batch is another step's, or one more step is not finite than may be left out.
+        """
         if batch["outer_step"] != self.outer_step:
             raise FlexoraError(
                 f"search: the loader gives outer step {batch['outer_step'] + 1} where {self.outer_step + 1} is due; "
@@ -204,10 +212,17 @@ class SearchModule(L.LightningModule):
         repeat, step_of_repeat = divmod(self.outer_step, self.outer_steps)
         if repeat and not step_of_repeat:
             self._start_again(repeat)
-        seed = step_seed(self.seed, self.outer_step)
-        exact = self._exact_hypergradient(batch, seed)
-        step = self.estimator(self.bilevel_problem, batch, seed)
-        step.require_finite(self.outer_step + 1)
+        seed, problem = step_seed(self.seed, self.outer_step), self.bilevel_problem
+        start = (problem.copy_theta(), problem.state) if self.skip_non_finite else None
+        try:
+            exact = self._exact_hypergradient(batch, seed)
+            step = self.estimator(problem, batch, seed)
+        except NonFiniteError as error:
+            self.history.append(left_out(self, error, batch, repeat))
+            assert start is not None  # none may be left out otherwise
+            problem.move(start[0])
+            problem.state = replace(start[1], clock=start[1].clock + self.inner_steps)
+            return
         self.alpha.grad = step.hypergradient.to(self.alpha.dtype)
         self.outer_optimizer.step()
         row = HistoryRow(
@@ -240,7 +255,6 @@ class SearchModule(L.LightningModule):
         step = Unrolled(product="exact")(problem, batch, seed)
         problem.move(theta)
         problem.state = state
-        step.require_finite(self.outer_step + 1)
         return step.hypergradient
 
     def _log(self, row: HistoryRow) -> None:

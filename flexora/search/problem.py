@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from flexora.data.batch import terms
+from flexora.finite import require_finite
 from flexora.interruption import heed
 from flexora.randomness import seeded
 from flexora.search.gates import Gates, gates_of
@@ -122,6 +123,7 @@ class BilevelProblem:
         Raises:
             ValueError: If there is no micro-batch.
             Interrupted: Before any of them, if a signal asked any process to stop.
+            NonFiniteError: If a gate, a loss or a derivative is infinite or not a number.
         """
         if not batches:
             raise ValueError("a gradient needs at least one micro-batch")
@@ -140,8 +142,13 @@ class BilevelProblem:
                 derived = derive(part)
             losses.append(part.detach())
             total = [a + b for a, b in zip(total, derived, strict=True)] if total else list(derived)
-        loss = self.processes.sum_number(sum(part.item() for part in losses), device)
-        return loss, self.processes.sum(total)
+        values = [part.item() for part in losses]
+        loss = self.processes.sum_number(sum(values), device)
+        total = self.processes.sum(total)
+        seen = [(value, batch["rows"]) for value, batch in zip(values, batches, strict=True)]
+        names = [*self.gates.names, *(f"{name}, second order" for name in self.gates.names)][: len(total)]
+        require_finite(seen, total, names, self.processes.world_size, held_out=not train)
+        return loss, total
 
     def _set_training(self, train: bool) -> None:
         """Dropout on or off. A checkpointed layer recomputes in training mode alone, so its own flag stays on."""

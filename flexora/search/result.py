@@ -86,6 +86,9 @@ def _settings(search: SearchModule) -> dict[str, Any]:
         "average_last": search.average_last,
         "unit_sizes": sorted(set(search.unit_parameters)),
     }
+    skipped = sum(row.skipped for row in search.history)
+    if skipped:
+        settings["skipped_steps"] = skipped
     if checked:
         settings["smallest_cosine_with_exact"] = min(checked)
     return settings | ({"illustrative": True} if search.illustrative else {})

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     if wanted["referee"]:
         require_referee(cli.datamodule, cli.model.backbone, cli.trainer.world_size)
     if not cli.trainer.is_global_zero:  # another device's process of the same evaluation: the first one writes
-        _score(cli, adapters)
+        _score(cli, recipe, adapters)
         return 0
     for arm in gone_arms(recipe):
         Console(stderr=True).print(
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
         if not again:
             folder.start("evaluate", settings)
         with measured(folder.root / "evaluate"):
-            results, rows = _score(cli, adapters)
+            results, rows = _score(cli, recipe, adapters)
         if again:
             keep_comparisons(results, recipe, settings["adapters"])
         if wanted["samples"]:
@@ -109,7 +109,7 @@ def _long_form(arguments: Sequence[str]) -> list[str]:
 Scores = list[dict[str, list[RowScore]]]
 
 
-def _score(cli: LightningCLI, adapters: dict[str, Path | None]) -> tuple[Results, Scores]:
+def _score(cli: LightningCLI, recipe: Recipe, adapters: dict[str, Path | None]) -> tuple[Results, Scores]:
     """Score every arm on every part of the data; each adapter is loaded once."""
     parts: Sequence[AnswerDataModule] = cli.datamodule.parts
     rows: Scores = [{} for _ in parts]
@@ -118,7 +118,7 @@ def _score(cli: LightningCLI, adapters: dict[str, Path | None]) -> tuple[Results
         module = ScoreModule(cli.model.backbone, None if adapter is None else str(adapter))
         for part, own in zip(parts, rows, strict=True):
             cli.trainer.print(f"evaluate: {arm} on {part.benchmark_name}")
-            with plain_errors():
+            with plain_errors(recipe, "evaluate"):
                 own[arm] = score(cli.trainer, module, part)
         sizes[arm] = (0, 0) if adapter is None else adapter_size(module.peft_model)
         del module

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         folder=place,
     )
     if not cli.trainer.is_global_zero:  # another device's process of the same fine-tune: the first one writes
-        _fit(cli, files)
+        _fit(cli, recipe, files)
         return 0
     settings = recipe.settings("finetune") | {
         "targets": selection.model_dump(mode="json")["targets"],
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         folder.write_config(name, recipe.text)
         selection.write(folder.selection_of(name))
         with measured(place):
-            _fit(cli, files)
+            _fit(cli, recipe, files)
         if files.best_weights is None:
             raise FlexoraError(
                 "the trainer validated nothing; remove what keeps it from that from trainer or finetune.trainer "
@@ -81,10 +81,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _fit(cli: LightningCLI, files: FinetuneFiles) -> None:
+def _fit(cli: LightningCLI, recipe: Recipe, files: FinetuneFiles) -> None:
     """Train to the end, from the newest checkpoint if there is one."""
     newest = files.checkpoints.newest(cli.trainer.print)
-    with plain_errors():
+    with plain_errors(recipe, "finetune"):
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=newest, weights_only=True)
 
 

@@ -23,6 +23,7 @@ from flexora.errors import FlexoraError, Interrupted
 from flexora.interruption import StopOnSignal, leaving
 from flexora.recipe import one_line
 from flexora.trust import restrict_imports
+from flexora.verbs.memory import memory_watched
 from flexora.verbs.progress import progress_bar
 from flexora.verbs.settings import Recipe
 
@@ -120,17 +121,17 @@ def lightning_cli(
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors(recipe: Recipe, phase: Phase) -> Iterator[None]:
     """Run a Trainer so that a signal is told from success, and a setting it cannot follow from a bug.
 
     By itself it leaves with 0 after SIGTERM and 1 after Ctrl-C.
 
     Raises:
-        FlexoraError: If a setting of the Trainer does not fit this machine or the other settings.
+        FlexoraError: If a setting of the Trainer does not fit this machine or the other settings, or memory ran out.
         Interrupted: If a signal stopped the Trainer.
     """
     try:
-        with leaving():
+        with leaving(), memory_watched(recipe, phase):
             yield
     except MisconfigurationException as error:
         raise _trainer_error(error) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -83,6 +84,8 @@ def main(arguments: Sequence[str]) -> int:
         status = _call([sys.executable, "-m", "flexora", step.verb, *arguments, *step.flags])
         if status:
             console.print(f"run: stopped in {step.name} with status {status}; the same command continues there")
+            if status == 128 + signal.SIGKILL:
+                console.print("run: killed, as the system does where memory runs out; see flexora estimate")
             return status
     report = write_report(folder.root, recipe.sections["report"]["title"])
     console.rule("[bold]result")

@@ -52,13 +52,13 @@ def main(arguments: Sequence[str]) -> int:
         folder=folder.root / "search",
     )
     if not cli.trainer.is_global_zero:  # another device's process of the same search: the first one writes
-        _fit(cli)
+        _fit(cli, recipe)
         return 0
     with folder.locked():
         folder.start("search", recipe.settings("search"))
         folder.write_config("search", recipe.text)
         with measured(folder.root / "search"):
-            _fit(cli)
+            _fit(cli, recipe)
         search = cast("SearchModule", cli.model)
         selection = search.selection()
         search.save_adapter(folder.adapter("search"))
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _fit(cli: LightningCLI) -> None:
+def _fit(cli: LightningCLI, recipe: Recipe) -> None:
     """Make all outer steps.
 
     Raises:
@@ -89,7 +89,7 @@ def _fit(cli: LightningCLI) -> None:
         module.validation_batches,
         module.repeats,
     )
-    with plain_errors():
+    with plain_errors(recipe, "search"):
         cli.trainer.fit(module, datamodule=data)
     if module.outer_step < module.total_steps:
         raise FlexoraError(

@@ -44,10 +44,12 @@ UNDECISIVE_DATA: dict[Phase, set[str]] = {
         "weights",
     },
 }
+#: Settings of the backbone that decide speed and memory alone: recomputed activations have the same bits.
+UNDECISIVE_BACKBONE = {"gradient_checkpointing"}
 #: Settings of a phase's own section that decide speed, memory and files alone.
 UNDECISIVE_OWN: dict[Phase, set[str]] = {
-    "search": {"checkpoint_every", "keep_checkpoints"},
-    "finetune": {"checkpoint_every", "keep_checkpoints", "prefix_cache", "compile"},
+    "search": {"checkpoint_every", "keep_checkpoints", "skip_non_finite"},
+    "finetune": {"checkpoint_every", "keep_checkpoints", "skip_non_finite", "prefix_cache", "compile"},
     "evaluate": set(),
 }
 #: Settings of the trainer that change a phase's result. The search has its own clock, accumulation and clipping.
@@ -190,7 +192,7 @@ class Recipe:
         data = sections["data"]["init_args"]
         elsewhere = {"adapter", "trainer"} | UNDECISIVE_OWN[phase]
         settings: dict[str, Any] = {
-            "backbone": sections["backbone"],
+            "backbone": {k: v for k, v in sections["backbone"].items() if k not in UNDECISIVE_BACKBONE},
             "data": {
                 "class_path": sections["data"]["class_path"],
                 **{name: value for name, value in data.items() if name not in UNDECISIVE_DATA[phase]},

@@ -71,3 +71,19 @@ def test_markdown_shows_what_it_is_given() -> None:
         assert made not in shown
     assert shown.count("<td") == 1
     assert "&lt;script&gt;x&lt;/script&gt; [a](javascript:b) `c` ![d](e) # f | g \\" in shown
+
+
+def test_no_token_in_a_traceback(
+    recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An error of flexora's own keeps its traceback, and its status is neither the user's nor a success."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(f"GET https://user:{TOKEN}@host failed")
+
+    monkeypatch.setattr("flexora.verbs.search.lightning_cli", fail)
+    assert main(["search", "--config", str(recipe())]) == 1
+    error = capfd.readouterr().err
+    assert "Traceback" in error
+    assert "RuntimeError: GET https://" in error
+    assert TOKEN not in error

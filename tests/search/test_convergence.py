@@ -73,7 +73,7 @@ def test_alpha_converges_to_the_optimum_in_closed_form() -> None:
         return total
 
     def step(validation: bool) -> Any:
-        return {"validation": validation, "target": torch.zeros(1), "contrast": False}
+        return {"validation": validation, "target": torch.zeros(1), "contrast": False, "rows": torch.zeros(1)}
 
     batch = OuterBatch(outer_step=0, train=[[step(False)]] * 10, validation=[step(True)])
     found = {}
@@ -103,7 +103,7 @@ def planted_batch(generator: torch.Generator, *, validation: bool, rows: int = 3
     noise[:, 4] += signs
     if not validation:
         noise[:, 0] += 1.5 * signs
-    return {"input_ids": noise, "target": labels, "contrast": False}
+    return {"input_ids": noise, "target": labels, "contrast": False, "rows": torch.arange(len(labels))}
 
 
 def planted_choice(estimator: Estimator, seed: int) -> list[int]:

@@ -1,0 +1,116 @@
+"""Losses, gradients and gates that are infinite or not a number: found before a step is made with them, and named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, distributed
+
+from flexora.errors import FlexoraError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+#: Rows that a message names.
+SHOWN = 16
+
+
+class NonFiniteError(FlexoraError):
+    """A value that no step may be made with.
+
+    Attributes:
+        what: The value in words, as ``the loss is nan``.
+        rows: Numbers of the rows that it was computed from, in the order of the split.
+        held_out: Whether they are rows of the held-out split, and not of the training rows.
+    """
+
+    def __init__(self, what: str, rows: Sequence[int] = (), *, held_out: bool = False) -> None:
+        super().__init__(what)
+        self.what = what
+        self.rows = rows
+        self.held_out = held_out
+
+    def told(self, split: Dataset, unit: str, otherwise: Sequence[int] = ()) -> str:
+        """The value and its rows, in words.
+
+        Args:
+            split: The rows that were trained on, or held out, with the column ``line``.
+            unit: What ``line`` counts: lines of a file, or rows.
+            otherwise: The step's training rows, where the value was made of all of them.
+        """
+        lines = sorted(split.select(set(self.rows or otherwise))["line"])
+        shown = ", ".join(map(str, lines[:SHOWN])) + (", ..." if len(lines) > SHOWN else "")
+        return f"{self.what} ({'held-out' if self.held_out else 'training'} {unit}s {shown})"
+
+
+def leave_out(place: str, told: str, count: int, allowed: int, setting: str) -> str:
+    """Word of a step that is left out.
+
+    Args:
+        place: Phase and step.
+        told: What was found there.
+        count: Such steps so far, with this one.
+        allowed: How many may be left out.
+        setting: The learning rate that is probably too high, as the phase's setting.
+
+    Raises:
+        FlexoraError: If there were more.
+    """
+    skip = f"{setting.partition('.')[0]}.skip_non_finite"
+    if count > allowed:
+        used = f" (now {allowed}, all used)" if allowed else ""
+        raise FlexoraError(
+            f"{place}: {told}; no step was made with it; lower {setting}, or let {skip}{used} leave out more such steps"
+        )
+    return f"{place} is left out: {told}; {count} of at most {allowed} ({skip})"
+
+
+def require_finite(
+    losses: Sequence[tuple[float, Tensor]],
+    gradients: Sequence[Tensor],
+    names: Iterable[str],
+    world_size: int = 1,
+    *,
+    held_out: bool = False,
+) -> None:
+    """Stop before a step that no later one could mend.
+
+    Args:
+        losses: For each micro-batch of this process its loss, and the numbers of its rows, ``[rows]``.
+        gradients: Their gradients, summed over all processes.
+        names: The name of each gradient's parameter, for the message.
+        world_size: Number of processes, all of which must call this with the same gradients.
+        held_out: Whether the rows are of the held-out split.
+
+    Raises:
+        NonFiniteError: If a loss or an entry of a gradient is infinite or not a number; in all processes.
+    """
+    total = torch.nn.utils.get_total_norm(gradients, float("inf")) if gradients else torch.zeros(())
+    total = getattr(total, "full_tensor", lambda: total)()  # of sharded gradients
+    own = sum(loss for loss, _ in losses)
+    if world_size > 1:
+        joint = total.double() + own
+        distributed.all_reduce(joint)
+        own = float(joint)
+    if math.isfinite(own) and math.isfinite(float(total)):
+        return
+    here = [(loss, rows.tolist()) for loss, rows in losses]
+    parts = [here]
+    if world_size > 1:
+        parts = [[] for _ in range(world_size)]
+        distributed.all_gather_object(parts, here)
+    joint_losses = [part for own_part in parts for part in own_part]
+    bad = [part for part in joint_losses if not math.isfinite(part[0])]
+    what = f"the loss is {bad[0][0]}" if bad else _first_bad(gradients, names)
+    raise NonFiniteError(what, [row for _, rows in bad or joint_losses for row in rows], held_out=held_out)
+
+
+def _first_bad(gradients: Sequence[Tensor], names: Iterable[str]) -> str:
+    for name, gradient in zip(names, gradients, strict=True):
+        size = getattr(gradient, "to_local", lambda g=gradient: g)().abs().max().item()
+        if not math.isfinite(size):
+            return f"the gradient of {name} is {size}"
+    return "a gradient of another process is not finite"
