@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from flexora.compare.kept import CHOICE
 from flexora.compare.study import instantiated, make_study, study_parser
-from flexora.compare.trial import CHOICE, choose
+from flexora.compare.trial import choose
 from flexora.errors import FlexoraError
 from flexora.usage import measured
 

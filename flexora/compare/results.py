@@ -7,19 +7,21 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+from flexora.compare.handover import write_finished
+from flexora.compare.kept import chosen_by, is_done, outcomes, read_row
 from flexora.compare.report import write_study_report
 from flexora.compare.rows import Outcome, ResultRow, write_lines
 from flexora.compare.study import Study
-from flexora.compare.trial import chosen_by, is_done, outcomes, read_row
 from flexora.scoring.results import Results
 from flexora.search.result import PACKAGES
 
 
 def write_rows(study: Study) -> None:
-    """Write ``results.csv`` and ``outcomes.csv``: the finished trials, in the study's order."""
+    """Write ``results.csv``, ``outcomes.csv`` and ``trials.jsonl``: the finished trials, in the study's order."""
     found = [(trial, row) for trial in study.trials if is_done(study, trial) and (row := read_row(study, trial))]
     order = {name: place for place, name in enumerate(study.recipes)}
     found.sort(key=lambda pair: order[pair[0].benchmark])
+    write_finished(study, [trial for trial, _ in found], study.results / "trials.jsonl")
     write_lines(study.results / "results.csv", [row for _, row in found], ResultRow)
     answered = [out for trial, row in found for out in outcomes(study, trial)]
     write_lines(study.results / "outcomes.csv", answered, Outcome)

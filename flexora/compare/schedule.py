@@ -18,9 +18,10 @@ from filelock import BaseFileLock, FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from flexora.compare.kept import is_done, read_row
 from flexora.compare.rows import ResultRow
 from flexora.compare.study import Study, Trial
-from flexora.compare.trial import commands, is_done, read_row
+from flexora.compare.trial import commands
 from flexora.errors import FlexoraError, Interrupted
 from flexora.processes import forwarded
 

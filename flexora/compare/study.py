@@ -190,6 +190,7 @@ def study_parser() -> RecipeParser:
     parser.add_argument("--reference", type=str, default="", help="The arm that others are compared with.")
     parser.add_argument("--only", nargs="+", default=[], help="Patterns of trials, such as 'arc-easy/*/0'.")
     parser.add_argument("--results", type=str | None, help="Folder of a study's results, to show again.")
+    parser.add_argument("--finished", nargs="+", default=[], help="trials.jsonl of other machines, not to be redone.")
     parser.add_argument("--jobs", type=int, default=1, help="Trials at the same time, sharing cores and GPUs.")
     return parser
 

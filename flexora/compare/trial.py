@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shutil
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from flexora.compare.kept import (
+    CHOICE,
+    chosen_by,
+    decisive,
+    is_done,
+    keep_row,
+    kept_row,
+    taken_from_others,
+)
 from flexora.compare.rows import Outcome, ResultRow
 from flexora.compare.selectors import FromSearch, Search, Task
 from flexora.compare.study import Study, Trial
-from flexora.errors import FlexoraError
 from flexora.files import new_folder, write_atomically, write_json
 from flexora.finetune.history import read_history
-from flexora.recipes import load_sections
 from flexora.report.summary import listing
-from flexora.runfolder import RunFolder, first_difference
+from flexora.runfolder import RunFolder
 from flexora.scoring.results import Metric, Results
 from flexora.search.selection import Selection
 from flexora.usage import Usage
@@ -30,28 +35,8 @@ from flexora.usage import Usage
 if TYPE_CHECKING:
     from flexora.verbs.settings import Recipe
 
-#: Settings of the trainer that leave a trial's result as it is.
-UNDECISIVE_TRAINER = {"accelerator", "logger", "log_every_n_steps", "enable_progress_bar"}
 #: Metrics that are 1 or 0 for each row.
 RIGHT_OR_WRONG: tuple[Metric, ...] = ("acc", "acc_norm", "exact_match", "flexible_match")
-CHOICE = "choice"
-
-
-def row_file(folder: RunFolder) -> Path:
-    """The file that says a trial is done, and what came of it."""
-    return folder.root / "row.json"
-
-
-def is_done(study: Study, trial: Trial) -> bool:
-    """Whether a trial is finished, and those that it needs still are.
-
-    Raises:
-        FlexoraError: If it was started with other settings, or took something else from those that it needs.
-    """
-    folder = study.run_folder(trial)
-    needs_done = all(is_done(study, need) for need in study.needs(trial))
-    _require_same(study, trial, folder, compare_taken=needs_done)
-    return needs_done and row_file(folder).is_file()
 
 
 def commands(study: Study, trial: Trial, arguments: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -92,9 +77,7 @@ def commands(study: Study, trial: Trial, arguments: list[str]) -> Iterator[tuple
         scored = [f"--evaluate.arms={arms}", "--evaluate.samples=true"]
         yield "evaluation", [*phase, "evaluate", *recipe, *scored]
     row = _row(study, trial, folder)
-    right = [outcome.model_dump() for outcome in _outcomes(folder, row)]
-    write_json(folder.root / "outcomes.json", right)
-    write_json(row_file(folder), row.model_dump())
+    keep_row(folder, row, _outcomes(folder, row))
 
 
 def choose(study: Study, trial: Trial) -> Selection:
@@ -114,7 +97,8 @@ def choose(study: Study, trial: Trial) -> Selection:
     projections = config.family.expand(recipe.adapter("finetune")["init_args"].get("target_modules"))
     text = ",".join(map(str, arm.layers.choose(task)))
     selection = resolve_selection(text, config.name, config.num_layers, projections)
-    if searched := _searched(study, trial):  # a warm start takes its LoRA from beside the selection
+    searched = _searched(study, trial)
+    if searched and study.run_folder(searched).adapter("search").is_dir():  # a warm start takes it from there
         with new_folder(folder.adapter(CHOICE), replace=True) as place:
             shutil.copytree(study.run_folder(searched).adapter("search"), place, dirs_exist_ok=True)
     selection.write(folder.selection_of(CHOICE))
@@ -125,19 +109,6 @@ def _searched(study: Study, trial: Trial) -> Trial | None:
     """The trial whose search a trial goes by; none where it makes its own choice."""
     layers = study.arms[trial.arm].layers
     return Trial(trial.benchmark, layers.arm, trial.seed) if isinstance(layers, FromSearch) else None
-
-
-def chosen_by(study: Study, trial: Trial) -> Selection:
-    """What a finished trial's arm chose, with alpha where it has searched."""
-    folder = study.run_folder(trial)
-    searched = isinstance(study.arms[trial.arm].layers, Search)
-    return Selection.read(folder.selection if searched else folder.selection_of(CHOICE))
-
-
-def outcomes(study: Study, trial: Trial) -> list[Outcome]:
-    """Which rows a finished trial's adapter answered rightly, by each metric that says so."""
-    lines = json.loads((study.run_folder(trial).root / "outcomes.json").read_text())
-    return [Outcome.model_validate(line) for line in lines]
 
 
 def _outcomes(folder: RunFolder, row: ResultRow) -> list[Outcome]:
@@ -157,55 +128,8 @@ def _module_and_data(recipe: Recipe) -> tuple[Any, Any]:
     return built.model, built.data
 
 
-@cache
-def _sections(recipe: Path) -> dict[str, Any]:
-    """A recipe's sections, read once: it is asked for by every trial."""
-    return load_sections(recipe)
-
-
-def _decisive(study: Study, trial: Trial) -> dict[str, Any]:
-    """What may not change between two calls: recipe, settings, and what chooses the layers."""
-    sections = copy.deepcopy(_sections(study.base_recipe(trial)))
-    arm, settings = study.arms[trial.arm], study.settings_of(trial)
-    for part in (sections, settings):
-        part.pop("output_dir", None)
-        part["trainer"] = {k: v for k, v in (part.get("trainer") or {}).items() if k not in UNDECISIVE_TRAINER}
-    return {
-        "recipe": sections,
-        "settings": settings,
-        "layers": arm.layers.describe(),
-        "learning_rates": arm.learning_rates,
-        "learning_rate_of": arm.learning_rate_of,
-    }
-
-
-def _taken(study: Study, trial: Trial) -> dict[str, Any]:
-    """What a trial takes from those that it needs: their choice, or their learning rate."""
-    taken: dict[str, Any] = {}
-    for need in study.needs(trial):
-        if need.arm in study.arms[trial.arm].layers.needs:
-            choice = chosen_by(study, need)
-            taken[f"{need} layers"] = {"targets": choice.model_dump(mode="json")["targets"], "alpha": choice.alpha}
-        else:
-            taken[f"{need} learning rate"] = _read_row(study.run_folder(need)).learning_rate
-    return taken
-
-
-def _require_same(study: Study, trial: Trial, folder: RunFolder, *, compare_taken: bool) -> None:
-    file = folder.root / "trial.json"
-    if not file.is_file():
-        return
-    now = _decisive(study, trial) | ({"taken": _taken(study, trial)} if compare_taken else {})
-    before = {name: value for name, value in json.loads(file.read_text()).items() if name in now}
-    change = first_difference(before, json.loads(json.dumps(now)))
-    if change:
-        raise FlexoraError(
-            f"compare: {folder.root} was made with other settings ({change}); choose another output_dir, or delete it"
-        )
-
-
 def _write_recipe(study: Study, trial: Trial, folder: RunFolder) -> Path:
-    write_json(folder.root / "trial.json", _decisive(study, trial) | {"taken": _taken(study, trial)})
+    write_json(folder.root / "trial.json", decisive(study, trial) | {"taken": taken_from_others(study, trial)})
     settings = yaml.safe_dump(study.settings_of(trial), sort_keys=False, allow_unicode=True)
     return write_atomically(folder.root / "recipe.yaml", settings)
 
@@ -217,7 +141,7 @@ def _fine_tunes(study: Study, trial: Trial) -> dict[str, float | None]:
     if arm.learning_rates and trial == first:
         return {f"finetune-{rate:g}": rate for rate in arm.learning_rates}
     if arm.learning_rates or arm.learning_rate_of:
-        return {"finetune": _read_row(study.run_folder(first)).learning_rate}
+        return {"finetune": kept_row(study.run_folder(first)).learning_rate}
     return {"finetune": None}
 
 
@@ -237,16 +161,6 @@ def kept_loss(folder: RunFolder, name: str) -> float | None:
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value
-
-
-def _read_row(folder: RunFolder) -> ResultRow:
-    return ResultRow.model_validate_json(row_file(folder).read_text())
-
-
-def read_row(study: Study, trial: Trial) -> ResultRow | None:
-    """The row of a finished trial; none of another."""
-    folder = study.run_folder(trial)
-    return _read_row(folder) if row_file(folder).is_file() else None
 
 
 def _row(study: Study, trial: Trial, folder: RunFolder) -> ResultRow:

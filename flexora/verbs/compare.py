@@ -10,12 +10,13 @@ from pathlib import Path
 from rich.console import Console
 
 from flexora.compare.checks import study_problems
+from flexora.compare.handover import take_over
+from flexora.compare.kept import is_done
 from flexora.compare.report import rewrite
 from flexora.compare.results import write_results, write_rows
 from flexora.compare.schedule import Schedule
 from flexora.compare.study import instantiated, make_study, matching, study_parser
 from flexora.compare.table import study_tables
-from flexora.compare.trial import is_done
 from flexora.errors import FlexoraError
 
 
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str]) -> int:
         _show(Path(given.results))
         return 0
     study = make_study(given)
+    for file in map(Path, given.finished):
+        taken, others = take_over(study, file)
+        print(f"{file}: {taken} trials taken over" + (f"; {others} are none of this study" if others else ""))
     trials = list(matching(study.trials, given.only))
     if not trials:
         raise FlexoraError(f"compare: only: no trial matches; they are called such as {study.trials[0]}")

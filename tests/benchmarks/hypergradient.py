@@ -9,6 +9,7 @@ rounds in one process, in which all cases take turns with plain steps.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -150,6 +151,7 @@ def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
+    gc.collect()  # garbage of others that is freed meanwhile would count as memory given back
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -105,11 +105,43 @@ def test_a_study(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     before = {file: file.stat().st_mtime_ns for file in place.rglob("*") if "compare" not in file.parts}
     assert main(["compare", "--config", str(study), "--only", "tiny/*/0"]) == 0
     assert {file: file.stat().st_mtime_ns for file in before} == before
+    _check_that_another_machine_goes_on(study, place, tmp_path / "elsewhere", capsys)
     _check_that_what_was_taken_is_compared(study, place, capsys)
     text = study.read_text()
     study.write_text(text.replace("train_rows: 16", "train_rows: 15"))
     assert main(["compare", "--config", str(study)]) == 2
     assert "was made with other settings (settings.data.init_args.train_rows 16 -> 15)" in capsys.readouterr().err
+
+
+def _check_that_another_machine_goes_on(
+    study: Path, place: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the finished trials alone it makes the same results; what needs an adapter that is not there is refused."""
+    finished = place / "compare" / "trials.jsonl"
+    command = ["compare", "--config", str(study), "--output_dir", str(elsewhere), "--only", "tiny/*/0"]
+    assert main([*command, "--finished", str(finished)]) == 0
+    assert f"{finished}: 6 trials taken over\n" in capsys.readouterr().out
+    for name in ("results.csv", "outcomes.csv", "trials.jsonl", "table.md"):
+        assert (elsewhere / "compare" / name).read_bytes() == (place / "compare" / name).read_bytes()
+    assert not list(elsewhere.rglob("*.safetensors"))
+    lines = finished.read_text().splitlines()
+    names = [json.loads(line)["trial"] for line in lines]
+    for wrong, said in (
+        (lines[0].replace('"train_rows": 16', '"train_rows": 9'), "was made with other settings (settings.data.init"),
+        (lines[1].replace('"seed": 0', '"seed": "x"'), "line 1: row.seed: "),
+        ("{", "line 1: line: Invalid JSON"),
+    ):
+        bad = elsewhere / "bad.jsonl"
+        bad.write_text(wrong)
+        assert main([*command, "--finished", str(bad)]) == 2
+        assert said in capsys.readouterr().err
+    # Without its line the warm start is made anew, and finds no LoRA to start from.
+    shutil.rmtree(elsewhere)
+    elsewhere.mkdir()
+    (elsewhere / "all_but_one.jsonl").write_text("\n".join(lines[: names.index("tiny/warm/0")]))
+    assert main([*command[:-1], "tiny/warm/0", "--finished", str(elsewhere / "all_but_one.jsonl")]) == 1
+    assert "tiny/warm/0: fine-tune: " in (said := capsys.readouterr().err)
+    assert "choice/adapter" in said
 
 
 def _check_that_what_was_taken_is_compared(study: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
