@@ -14,7 +14,7 @@ from flexora.compare import summary
 from flexora.compare.plots import draw
 from flexora.compare.rows import Outcome, ResultRow, read_lines
 from flexora.compare.statistics import StudyStatistics, layers_of, study_statistics
-from flexora.compare.table import compact_markdown, cost_table, study_markdown, study_tables
+from flexora.compare.table import choice_table, compact_markdown, cost_table, study_markdown, study_tables
 from flexora.errors import FlexoraError
 from flexora.files import write_atomically, write_json
 from flexora.report.cells import setting_rows
@@ -127,6 +127,7 @@ def rewrite(folder: Path) -> StudyStatistics:
         caveats=summary.caveats(study, shown.split_rows),
         tables=study_tables(study),
         costs=cost_table(study),
+        choices=choice_table(study, num_layers),
         own=own,
         pictures={name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()},
         findings={

@@ -78,7 +78,7 @@ class BenchmarkStatistics:
         split: What was scored.
         rows: Number of rows.
         arms: The arms that have been run, by name, in the study's order.
-        chosen: Share of each arm's trials that adapted a layer, by arm and layer.
+        choices: The adapted layers of each trial, by arm.
     """
 
     benchmark: str
@@ -86,7 +86,12 @@ class BenchmarkStatistics:
     split: str
     rows: int
     arms: Mapping[str, ArmStatistics]
-    chosen: Mapping[str, Mapping[int, float]]
+    choices: Mapping[str, Sequence[set[int]]]
+
+    @property
+    def chosen(self) -> dict[str, dict[int, float]]:
+        """Share of each arm's trials that adapted a layer, by arm and layer."""
+        return {name: _shares(choices) for name, choices in self.choices.items()}
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,7 @@ def _benchmark(
             )
             for name in own
         },
-        {name: _chosen(kept) for name, kept in own.items()},
+        {name: [layers_of(row.layers or "") for row in kept] for name, kept in own.items()},
     )
 
 
@@ -267,10 +272,10 @@ def _arm(rows: Sequence[ResultRow], reference: Sequence[ResultRow], by_row: Diff
     )
 
 
-def _chosen(rows: Sequence[ResultRow]) -> dict[int, float]:
-    """Share of trials that adapted a layer, by layer."""
-    counts = Counter(layer for row in rows for layer in layers_of(row.layers or ""))
-    return {layer: count / len(rows) for layer, count in sorted(counts.items())}
+def _shares(choices: Sequence[set[int]]) -> dict[int, float]:
+    """Share of choices that hold a layer, by layer."""
+    counts = Counter(layer for choice in choices for layer in choice)
+    return {layer: count / len(choices) for layer, count in sorted(counts.items())}
 
 
 def _over_benchmarks(arms: Sequence[ArmStatistics]) -> ArmStatistics:

@@ -14,6 +14,7 @@ from flexora.compare.statistics import ArmStatistics, BenchmarkStatistics, Study
 from flexora.report.cells import NONE, Cells, estimate
 from flexora.report.terminal import escaped_markdown, figures_table, markdown_table
 from flexora.scoring.results import Estimate
+from flexora.search.stability import mean_jaccard, random_jaccard
 
 _ROWS_ALONE = "*"
 _WIDE = 120  # characters of a terminal that take all columns
@@ -99,6 +100,26 @@ def cost_table(study: StudyStatistics) -> StudyTable:
         "that take over its rate pay nothing for it."
     )
     return StudyTable("Costs", note, (header, rows))
+
+
+def choice_table(study: StudyStatistics, num_layers: int) -> StudyTable:
+    """How far the choices of an arm's trials agree on each benchmark, of the arms that chose more than once."""
+    header = ["arm", *(part.benchmark for part in study.benchmarks)]
+    names = dict.fromkeys(name for part in study.benchmarks for name in part.choices)
+    parts = [part.choices for part in study.benchmarks]
+    rows = [[name, *(_agreement(choices.get(name, []), num_layers) for choices in parts)] for name in names]
+    note = (
+        "Mean Jaccard overlap of the layers that an arm's trials chose, over all pairs of seeds and draws: 1 where all "
+        "chose the same. In brackets that of choices of these sizes drawn at random."
+    )
+    return StudyTable("Agreement of choices", note, (header, [row for row in rows if set(row[1:]) != {NONE}]))
+
+
+def _agreement(choices: Sequence[set[int]], num_layers: int) -> str:
+    sizes = [len(choice) for choice in choices]
+    if len(sizes) < 2 or min(sizes) in (0, num_layers):
+        return NONE
+    return f"{mean_jaccard(choices):.2f} ({random_jaccard(sizes, num_layers):.2f})"
 
 
 def study_markdown(study: StudyStatistics) -> str:

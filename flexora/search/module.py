@@ -66,8 +66,8 @@ class SearchModule(L.LightningModule):
             the memory of one micro-batch's second-order graph; by default there is none.
         checkpoint_every: Outer steps between two checkpoints.
         keep_checkpoints: How many of the newest are kept: an older one is used where a newer one is damaged.
-        skip_non_finite: Outer steps that may be left out because a loss, a gradient or the hypergradient is infinite or
-            not a number: LoRA and alpha are then what they were before the step. One more stops the search.
+        skip_non_finite: Outer steps that may be left out because a value in them is infinite or not a number; one more
+            stops the search.
         illustrative: Mark the result as one of a short search, for the report.
         seed: Seed of LoRA's initial weights and of dropout. Recipes fill it in from their own section.
     """
@@ -202,7 +202,7 @@ class SearchModule(L.LightningModule):
         """One outer step: T inner steps on LoRA, the hypergradient, and one Adam step on alpha.
 
         Raises:
-            FlexoraError: If the batch is another step's, or one more step is not finite than may be left out.
+            FlexoraError: If the batch is another step's, or the step is not finite and may not be left out.
         """
         if batch["outer_step"] != self.outer_step:
             raise FlexoraError(

@@ -44,7 +44,7 @@ def test_page_is_made_again_from_its_three_files(tmp_path: Path) -> None:
     page = written(tmp_path / "first", *study(arms=3, benchmarks=2), torch="2.13")
     assert "torch</td><td>2.13" in page
     assert "</small>Invented</h1>" in page
-    assert page.count("<h2>") == 3 + len(("Over-fitting", "Layers", "Costs", "Settings"))
+    assert page.count("<h2>") == 3 + len(("Over-fitting", "Layers", "Agreement of choices", "Costs", "Settings"))
     again = tmp_path / "again"
     again.mkdir()
     for name in ("results.csv", "outcomes.csv", "study.json"):

@@ -6,7 +6,7 @@ import pytest
 
 from flexora.compare.rows import ResultRow
 from flexora.compare.statistics import StudyStatistics, study_statistics
-from flexora.compare.table import compact_markdown, cost_table, study_markdown, study_tables
+from flexora.compare.table import choice_table, compact_markdown, cost_table, study_markdown, study_tables
 from flexora.report.cells import NONE
 from tests.compare.invented import outcome, result, scored_by_loss, study
 from tests.report.test_terminal import printed
@@ -61,6 +61,17 @@ def test_cells_by_hand() -> None:
     assert "over 2 seeds" in table.note
     assert cost_table(found).cells[1][2] == ["half", "1.2", "0.2", "0.0", "1.0", "1,000"]
     assert "charged to the first seed" in cost_table(found).note
+
+
+def test_agreement_of_choices() -> None:
+    """Over pairs of seeds, beside the expectation for random pairs out of 4: (1 + 4 / 3 + 0) / 6."""
+    layers = {0: "0, 1", 1: "1, 2", 2: "0-1"}
+    rows = [result("flexora", seed).model_copy(update={"layers": layers[seed]}) for seed in layers]
+    rows += [result("lora", seed).model_copy(update={"layers": "0-3"}) for seed in layers]
+    rows += [result("once", 0).model_copy(update={"layers": "3"})]
+    header, cells = choice_table(of_rows(*rows), 4).cells
+    assert header == ["arm", rows[0].benchmark]
+    assert cells == [["flexora", f"{(1 / 3 + 1 + 1 / 3) / 3:.2f} (0.39)"]]
 
 
 def test_losses_are_told_in_nats(statistics: StudyStatistics) -> None:
