@@ -69,6 +69,7 @@ def leave_out(place: str, told: str, count: int, allowed: int, setting: str) -> 
 
 
 def require_finite(
+    loss: float,
     losses: Sequence[tuple[float, Tensor]],
     gradients: Sequence[Tensor],
     names: Iterable[str],
@@ -79,23 +80,19 @@ def require_finite(
     """Stop before a step that no later one could mend.
 
     Args:
+        loss: The sum of all losses, over all processes.
         losses: For each micro-batch of this process its loss, and the numbers of its rows, ``[rows]``.
         gradients: Their gradients, summed over all processes.
         names: The name of each gradient's parameter, for the message.
-        world_size: Number of processes, all of which must call this with the same gradients.
+        world_size: Number of processes, all of which must call this with the same loss and gradients.
         held_out: Whether the rows are of the held-out split.
 
     Raises:
         NonFiniteError: If a loss or an entry of a gradient is infinite or not a number; in all processes.
     """
-    total = torch.nn.utils.get_total_norm(gradients, float("inf")) if gradients else torch.zeros(())
-    total = getattr(total, "full_tensor", lambda: total)()  # of sharded gradients
-    own = sum(loss for loss, _ in losses)
-    if world_size > 1:
-        joint = total.double() + own
-        distributed.all_reduce(joint)
-        own = float(joint)
-    if math.isfinite(own) and math.isfinite(float(total)):
+    largest = torch.nn.utils.get_total_norm(gradients, math.inf)
+    largest = getattr(largest, "full_tensor", lambda: largest)()  # of sharded gradients
+    if math.isfinite(loss) and math.isfinite(float(largest)):
         return
     here = [(loss, rows.tolist()) for loss, rows in losses]
     parts = [here]

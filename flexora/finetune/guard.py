@@ -12,6 +12,7 @@ from flexora.finite import NonFiniteError, leave_out, require_finite
 
 if TYPE_CHECKING:
     import lightning as L
+    from torch import Tensor
 
     from flexora.finetune.module import FinetuneModule
 
@@ -48,12 +49,13 @@ class FiniteSteps(Callback):
         """
         module = cast("FinetuneModule", pl_module)
         seen, module.step_losses = module.step_losses, []
-        values = torch.stack([loss for loss, _ in seen]).tolist()
-        losses = [(value, rows) for value, (_, rows) in zip(values, seen, strict=True)]
+        values = torch.stack([loss for loss, _ in seen])
+        joint = float(cast("Tensor", trainer.strategy.reduce(values.sum(), reduce_op="sum")))
+        losses = [(value, rows) for value, (_, rows) in zip(values.tolist(), seen, strict=True)]
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         named = {name: p.grad for name, p in module.peft_model.named_parameters() if p.grad is not None and not scaled}
         try:
-            require_finite(losses, list(named.values()), named, trainer.world_size)
+            require_finite(joint, losses, list(named.values()), named, trainer.world_size)
         except NonFiniteError as error:
             data, told = getattr(trainer, "datamodule", None), error.what
             if isinstance(data, AnswerDataModule):

@@ -147,7 +147,7 @@ class BilevelProblem:
         total = self.processes.sum(total)
         seen = [(value, batch["rows"]) for value, batch in zip(values, batches, strict=True)]
         names = [*self.gates.names, *(f"{name}, second order" for name in self.gates.names)][: len(total)]
-        require_finite(seen, total, names, self.processes.world_size, held_out=not train)
+        require_finite(loss, seen, total, names, self.processes.world_size, held_out=not train)
         return loss, total
 
     def _set_training(self, train: bool) -> None:

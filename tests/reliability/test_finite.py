@@ -198,13 +198,13 @@ def work(rank: int, folder: Path) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     good, found = torch.ones(2), []
-    for losses, gradients in (
-        ([(1.0, torch.tensor([rank]))], [good, good]),
-        ([(torch.nan if rank else 1.0, torch.tensor([rank, 5]))], [good, good]),
-        ([(1.0, torch.tensor([rank, 7]))], [good, torch.tensor([torch.inf, 1.0])]),
+    for loss, losses, gradients in (
+        (2.0, [(1.0, torch.tensor([rank]))], [good, good]),
+        (torch.nan, [(torch.nan if rank else 1.0, torch.tensor([rank, 5]))], [good, good]),
+        (2.0, [(1.0, torch.tensor([rank, 7]))], [good, torch.tensor([torch.inf, 1.0])]),
     ):
         try:
-            require_finite(losses, gradients, ["first", "second"], 2)
+            require_finite(loss, losses, gradients, ["first", "second"], 2)
             found.append("finite")
         except NonFiniteError as error:
             found.append(f"{error.what}: {error.rows}")
