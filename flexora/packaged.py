@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from flexora.errors import FlexoraError
+from flexora.places import own_path
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ ROWS_WHEEL = Wheel(
 def cache_folder() -> Path:
     """Folder of everything that can be made again: ``FLEXORA_CACHE``, or ``flexora`` in the user's cache folder."""
     if own := os.environ.get("FLEXORA_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flexora"
+        return own_path(own, "FLEXORA_CACHE")
+    return own_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "flexora"
 
 
 def fetch(wheel: Wheel) -> Path:

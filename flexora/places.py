@@ -1,14 +1,34 @@
-"""Names that others choose, as parts of paths: they stay inside the folder that they are looked up in."""
+"""Paths that users write, and names that others choose: these stay inside the folder that they are looked up in."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, shown
 
 #: A branch, a tag or a commit; git allows more, but nothing that climbs out of a folder.
 _REVISION = re.compile(r"[\w+-][\w.+-]*(?:/[\w+-][\w.+-]*)*")
+
+
+def own_path(text: str | Path, what: str) -> Path:
+    """A path that a user wrote, with ``~`` and ``~name`` replaced by the home folder; nothing need lie there.
+
+    Args:
+        text: The path.
+        what: The setting or option that it is of, for the message.
+
+    Raises:
+        FlexoraError: If there is no such home folder, or the system cannot say what lies there.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (RuntimeError, ValueError) as error:  # no such user; a NUL
+        raise FlexoraError(f"{what}: there is no home folder for {shown(str(text))}; write the whole path") from error
+    except OSError as error:  # too long, or in a folder that may not be looked into
+        raise FlexoraError(f"{what}: cannot look at {shown(str(text))}: {error.strerror}; name another path") from error
+    return path
 
 
 def inside(root: Path, name: str, what: str) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -17,7 +16,7 @@ from flexora.backbone.converted import CONVERTED_PREFIX, converted_folder
 from flexora.backbone.families import Family, family_of
 from flexora.backbone.gguf import PACKAGED_PREFIX, packaged_model_folder
 from flexora.errors import FlexoraError
-from flexora.places import plain_revision
+from flexora.places import own_path, plain_revision
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -73,7 +72,7 @@ class Backbone:
 
     @property
     def _is_folder(self) -> bool:
-        return Path(self.model).expanduser().is_dir()
+        return own_path(self.model, "backbone.model").is_dir()
 
     def resolve(self) -> str:
         """Where transformers finds the files: the whole path of a folder, or the hub id itself.
@@ -86,7 +85,7 @@ class Backbone:
         if self.model.startswith(CONVERTED_PREFIX):
             return str(converted_folder(self.model))
         looks_local = self.model.startswith((".", "/", "~")) or self.model.count("/") > 1
-        folder = Path(self.model).expanduser()
+        folder = own_path(self.model, "backbone.model")
         if folder.is_dir():
             return str(folder.absolute())
         if looks_local:

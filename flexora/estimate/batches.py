@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from flexora.data.datamodule import AnswerDataModule
 from flexora.data.encoding import EncodedQuestion
 from flexora.data.rows import EncodedRows
 from flexora.errors import FlexoraError
+from flexora.places import own_path
 from flexora.search.module import SearchModule
 
 #: Share of an assumed row that is its answer.
@@ -28,7 +28,7 @@ def has_rows(data: AnswerDataModule) -> bool:
         FlexoraError: If the source is a local or a packaged one that is not there.
     """
     data.check_source()
-    if data.source != "packaged" and not Path(data.source).expanduser().exists():
+    if data.source != "packaged" and not own_path(data.source, "data.source").exists():
         return False
     try:
         return data.tokenizer is not None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from flexora.backbone.families import family_of
 from flexora.errors import FlexoraError
+from flexora.places import own_path
 from flexora.search.selection import Selection, SelectionBase
 from flexora.zoo.references import referenced_selection
+
+#: What the user typed is layers, whatever files there are.
+_LAYERS = re.compile(r"all|[\d\s,-]+")
 
 
 def parse_layers(text: str, num_layers: int) -> list[int]:
@@ -37,7 +40,9 @@ def parse_layers(text: str, num_layers: int) -> list[int]:
 
 def names_file(text: str) -> bool:
     """Whether what the user typed after ``--selection`` is a file, not layers."""
-    return text.endswith(".json") or Path(text).expanduser().is_file()
+    if _LAYERS.fullmatch(text):  # a long list would be too long for a name
+        return False
+    return text.endswith(".json") or own_path(text, "selection").is_file()
 
 
 def resolve_selection(text: str, architecture: str, num_layers: int, projections: list[str]) -> Selection:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from flexora.errors import FlexoraError, shown
 from flexora.files import write_atomically
+from flexora.places import own_path
 from flexora.search.units import Unit, Units, flatten
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -168,7 +169,7 @@ class Selection(_Part):
             FlexoraError: If the file is missing, not JSON, or inconsistent; one line that names the first problem.
         """
         try:
-            text = Path(path).expanduser().read_text()
+            text = own_path(path, "selection").read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise FlexoraError(
                 f"cannot read the selection {path}: {error}; name a selection.json that exists"

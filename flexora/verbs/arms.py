@@ -12,6 +12,7 @@ import yaml
 from flexora.backbone.adapter_files import refuse_pickle
 from flexora.errors import FlexoraError
 from flexora.files import sha256_of
+from flexora.places import own_path
 from flexora.runfolder import RunFolder
 from flexora.trust import known_class
 from flexora.zoo.adapters import WEIGHTS
@@ -41,7 +42,7 @@ def place_of(folder: RunFolder, arm: str) -> Path | None:
         return None
     if arm in PHASE_OF_ARM:
         return folder.adapter(PHASE_OF_ARM[arm])
-    return adapter_folder(arm) or Path(arm).expanduser()
+    return adapter_folder(arm) or own_path(arm, "the adapter")
 
 
 def existing_adapter(folder: RunFolder, arm: str, option: str) -> Path | None:

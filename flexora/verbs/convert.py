@@ -16,7 +16,7 @@ from flexora.backbone.chatglm3_weights import Checkpoint
 from flexora.backbone.converted import converted_place
 from flexora.errors import FlexoraError
 from flexora.files import new_folder
-from flexora.places import plain_revision
+from flexora.places import own_path, plain_revision
 from flexora.verbs.phase import silence
 from flexora.verbs.progress import bytes_bar
 from flexora.zoo.hub import HUB_ERRORS, hub_reason
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     given = parser.parse_args(arguments)
-    target: Path = (given.target or converted_place(Path(given.source).name.lower())).expanduser()
+    target: Path = own_path(given.target or converted_place(Path(given.source).name.lower()), "TARGET")
     silence()
     with new_folder(target) as made:
         folder = _source(given.source, given.revision)
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _source(source: str, revision: str | None) -> Path:
     """The checkpoint's folder, fetched from the hub where it is none."""
-    folder = Path(source).expanduser()
+    folder = own_path(source, "SOURCE")
     if folder.is_dir():
         return folder
     if source.startswith((".", "/", "~")) or source.count("/") != 1:

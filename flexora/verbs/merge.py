@@ -11,6 +11,7 @@ from rich.console import Console
 from flexora.backbone.loading import Backbone
 from flexora.backbone.merging import merge
 from flexora.errors import FlexoraError
+from flexora.places import own_path
 from flexora.verbs.arms import existing_adapter
 from flexora.verbs.phase import silence
 from flexora.verbs.settings import Recipe
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     adapter = existing_adapter(recipe.folder, own.adapter, "--adapter")
     if adapter is None:
         raise FlexoraError("--adapter: base is the model itself, there is nothing to merge; name an adapter")
-    target: Path = (own.to or recipe.folder.root / "merge" / "model").expanduser()
+    target: Path = own_path(own.to or recipe.folder.root / "merge" / "model", "--to")
     silence()
     difference = merge(backbone, adapter, target)
     console = Console()

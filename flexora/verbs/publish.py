@@ -10,6 +10,7 @@ from rich.console import Console
 
 from flexora.errors import FlexoraError
 from flexora.files import sha256_of
+from flexora.places import own_path
 from flexora.publish.base import find_base, require_name, require_repo_id
 from flexora.publish.bundle import files_of, write_bundle
 from flexora.publish.run import FinishedRun
@@ -27,12 +28,12 @@ def main(arguments: Sequence[str]) -> int:
         if getattr(options, option) and not options.push:
             raise FlexoraError(f"--{option} is for uploading; add --push")
     require_repo_id(options.repo_id, "--repo-id")
-    run = FinishedRun.read(options.run_dir.expanduser())
+    run = FinishedRun.read(own_path(options.run_dir, "RUN_DIR"))
     base = find_base(
         run.recipe["backbone"], run.selection.base, run.peft, options.base_id, options.base_revision, options.license
     )
     require_name(options.repo_id, base)
-    target: Path = (options.to or run.folder.root / "publish").expanduser()
+    target: Path = own_path(options.to or run.folder.root / "publish", "--to")
     with run.folder.locked():
         folder = write_bundle(run, base, options.repo_id, target)
     for file in files_of(folder):

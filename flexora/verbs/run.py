@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
 from torch.distributed import is_torchelastic_launched
 
 from flexora.backbone.limits import Phase
 from flexora.errors import FlexoraError
+from flexora.places import own_path
 from flexora.processes import forwarded
 from flexora.report.html import write_report
 from flexora.report.terminal import gate_bars, results_table
@@ -113,7 +113,7 @@ def _require_same(recipe: Recipe, step: Step) -> None:
     if step.name == "finetune":
         # The setting says it all of layers by number; a file may have changed, and a search may have chosen others.
         named = settings["finetune"]["selection"]
-        file = recipe.folder.selection if named is None else Path(named).expanduser()
+        file = recipe.folder.selection if named is None else own_path(named, "finetune.selection")
         if file.is_file():
             settings["targets"] = Selection.read(file).model_dump(mode="json")["targets"]
     if step.name == "lora":

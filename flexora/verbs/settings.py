@@ -10,7 +10,7 @@ import yaml
 
 from flexora.backbone.limits import Phase, require_precision, require_strategy
 from flexora.errors import FlexoraError
-from flexora.places import plain_name
+from flexora.places import own_path, plain_name
 from flexora.recipe import RecipeParser, recipe_parser
 from flexora.runfolder import RunFolder
 from flexora.search.named import names_file
@@ -85,7 +85,7 @@ class Recipe:
         self.namespace: Namespace = self.parser.parse_args(list(arguments))
         self.sections: dict[str, Any] = yaml.safe_load(self.parser.dump(self.namespace, skip_none=False))
         plain_name(self.sections["finetune"]["folder"], "finetune.folder")
-        self.folder = RunFolder(Path(self.sections["output_dir"]).expanduser())
+        self.folder = RunFolder(own_path(self.sections["output_dir"], "output_dir"))
 
     @property
     def text(self) -> str:
@@ -144,7 +144,7 @@ class Recipe:
             return None
         text = self.sections["finetune"]["selection"]
         if text is not None and names_file(text):
-            return Path(text).expanduser().parent / "adapter"
+            return own_path(text, "finetune.selection").parent / "adapter"
         return self.folder.adapter("search")
 
     def require_precision(self, phase: Phase) -> None:

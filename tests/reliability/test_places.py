@@ -1,7 +1,8 @@
-"""Names from others lead nowhere but into the folder they are looked up in."""
+"""Names from others lead nowhere but into the folder they are looked up in; a path that cannot be is one line."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,10 @@ from flexora.cli import main
 from flexora.data.sources import hub_names
 from flexora.errors import FlexoraError
 from flexora.files import write_atomically
-from flexora.places import inside, plain_name, plain_revision
+from flexora.packaged import cache_folder
+from flexora.places import inside, own_path, plain_name, plain_revision
 from flexora.publish.base import require_repo_id
+from flexora.search.named import names_file
 from flexora.zoo import adapters, entries
 from flexora.zoo.adapters import AdapterRecord, adapter_record, zoo_adapter
 from flexora.zoo.hub import hub_adapter, hub_selection
@@ -141,3 +144,53 @@ def test_a_phase_stays_in_its_folder(
     assert main(["finetune", "--config", str(recipe()), "--config", str(file)]) == 2
     assert f"finetune.folder: {folder!r} is no plain name" in capfd.readouterr().err
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "~nosuchuser/x.json", "~a\0b", "a" * 300, "a/" * 3_000])
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["search", "--output_dir"], "output_dir"),
+        (["search", "--data.source"], "data.source"),
+        (["estimate", "--data.source"], "data.source"),
+        (["search", "--backbone.model"], "backbone.model"),
+        (["finetune", "--selection"], "selection"),
+        (["run", "--finetune.selection"], "selection"),
+        (["finetune", "--warm-start", "--selection"], "selection"),
+        (["evaluate", "--adapter"], "the adapter"),
+        (["merge", "--adapter"], "the adapter"),
+        (["merge", "--adapter", "{adapter}", "--to"], "--to"),
+        (["publish", "--repo-id", "me/model", ""], "RUN_DIR"),
+        (["convert", "chatglm3", "me/model", ""], "TARGET"),
+        (["convert", "chatglm3", "--revision", "main", ""], "SOURCE|TARGET|backbone.model|cannot write"),
+    ],
+    ids=lambda value: " ".join(value[:1] + value[-1:]) if isinstance(value, list) else "",
+)
+def test_paths_that_cannot_be(
+    arguments: list[str],
+    option: str,
+    path: str,
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    verb, *others, last = arguments
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    others = [other.format(adapter=tmp_path / "adapter") for other in others]
+    if verb not in ("publish", "convert"):
+        others = ["--config", str(recipe()), *others]
+    assert main([verb, *others, f"{last}={path}" if last else path]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert re.match(rf"flexora {verb}: error: ({option}):? ", line)
+    assert len(line) < 600
+
+
+def test_paths_that_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert own_path("~/runs", "output_dir") == tmp_path / "runs"
+    assert own_path("a/~b", "output_dir") == Path("a/~b")
+    assert not names_file(",".join(map(str, range(200))))  # of a deep model; longer than a file's name may be
+    monkeypatch.setenv("FLEXORA_CACHE", "~nosuchuser/cache")
+    with pytest.raises(FlexoraError, match="FLEXORA_CACHE: there is no home folder for ~nosuchuser/cache"):
+        cache_folder()
