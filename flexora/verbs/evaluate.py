@@ -11,6 +11,7 @@ from rich.console import Console
 
 from flexora.backbone.adapters import adapter_size
 from flexora.errors import FlexoraError
+from flexora.interruption import heed
 from flexora.report.html import write_report
 from flexora.report.terminal import referee_lines, results_table
 from flexora.scoring.accuracy import RowScore, arm_result, average
@@ -57,17 +58,19 @@ def main(arguments: Sequence[str]) -> int:
     if wanted["referee"]:
         require_referee(cli.datamodule, cli.model.backbone, cli.trainer.world_size)
     if not cli.trainer.is_global_zero:  # another device's process of the same evaluation: the first one writes
-        _score(cli, recipe, adapters)
+        with plain_errors(recipe, "evaluate"):
+            _score(cli, adapters)
         return 0
     for arm in gone_arms(recipe):
         Console(stderr=True).print(
             f"evaluate: {arm}: its adapter is not the one that was scored; left out", soft_wrap=True
         )
-    with folder.locked():
+    # Around all arms: a signal in the last batch of one is heeded at the next one's first.
+    with folder.locked(), plain_errors(recipe, "evaluate"):
         if not again:
             folder.start("evaluate", settings)
         with measured(folder.root / "evaluate"):
-            results, rows = _score(cli, recipe, adapters)
+            results, rows = _score(cli, adapters)
         if again:
             keep_comparisons(results, recipe, settings["adapters"])
         if wanted["samples"]:
@@ -109,7 +112,7 @@ def _long_form(arguments: Sequence[str]) -> list[str]:
 Scores = list[dict[str, list[RowScore]]]
 
 
-def _score(cli: LightningCLI, recipe: Recipe, adapters: dict[str, Path | None]) -> tuple[Results, Scores]:
+def _score(cli: LightningCLI, adapters: dict[str, Path | None]) -> tuple[Results, Scores]:
     """Score every arm on every part of the data; each adapter is loaded once."""
     parts: Sequence[AnswerDataModule] = cli.datamodule.parts
     rows: Scores = [{} for _ in parts]
@@ -118,8 +121,7 @@ def _score(cli: LightningCLI, recipe: Recipe, adapters: dict[str, Path | None]) 
         module = ScoreModule(cli.model.backbone, None if adapter is None else str(adapter))
         for part, own in zip(parts, rows, strict=True):
             cli.trainer.print(f"evaluate: {arm} on {part.benchmark_name}")
-            with plain_errors(recipe, "evaluate"):
-                own[arm] = score(cli.trainer, module, part)
+            own[arm] = score(cli.trainer, module, part)
         sizes[arm] = (0, 0) if adapter is None else adapter_size(module.peft_model)
         del module
     results = [
@@ -140,6 +142,7 @@ def _score(cli: LightningCLI, recipe: Recipe, adapters: dict[str, Path | None]) 
 
 def _ask_referee(cli: LightningCLI, adapters: dict[str, Path | None], rows: Scores, results: Results) -> None:
     """Have the harness score the same, and put how far it is into the results; it loads each adapter once."""
+    heed()
     data: AnswerDataModule = cli.datamodule
     for place, (arm, adapter) in enumerate(adapters.items()):
         model = harness_model(data, cli.model.backbone, adapter, str(cli.trainer.strategy.root_device))

@@ -1,0 +1,24 @@
+"""Commands of every verb that fills an output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig, get_peft_model
+
+from tests.tiny import tiny_model
+
+
+@pytest.fixture
+def commands(recipe: Callable[..., Path], tmp_path: Path) -> dict[str, list[str]]:
+    """A command for each verb, which the folder is to follow; two arms are evaluated, in two batches each."""
+    model = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    own: dict[str, list[str]] = {
+        "search": [],
+        "finetune": ["--selection=1,3"],
+        "evaluate": [f"--adapter={tmp_path / 'adapter'}", "--evaluate.samples=true"],
+    }
+    return {verb: [verb, "--config", str(recipe()), *flags, "--output_dir"] for verb, flags in own.items()}

@@ -1,0 +1,69 @@
+"""Signals from outside: the second Ctrl-C does not wait, and an evaluation that is stopped leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from flexora.checkpoint import CheckpointFolder, read_checkpoint
+from tests.commands import start_command
+from tests.reliability.holding import LOSS, Hold, products, status
+
+Commands = dict[str, list[str]]
+
+
+def done(command: list[str], tmp_path: Path) -> None:
+    """Run a command to its end."""
+    printed = tmp_path / "printed_to_the_end.txt"
+    assert status(start_command(command, printed)) == 0, printed.read_text()
+
+
+@pytest.mark.parametrize(("verb", "at"), [("search", 25), ("finetune", 18)])
+def test_the_second_ctrl_c_does_not_wait_for_the_step(
+    verb: str,
+    at: int,
+    commands: Commands,
+    tmp_path: Path,
+) -> None:
+    """The step never ends by itself; a first Ctrl-C leaves a note that nobody reads."""
+    out, printed, hold = tmp_path / "out", tmp_path / "printed.txt", Hold(tmp_path / "held", LOSS[verb], at)
+    command = [*commands[verb], str(out), f"--{verb}.checkpoint_every=1"]
+    process = start_command(command, printed, prepare=hold)
+    hold.wait_until_reached([process], printed)
+    checkpoints = CheckpointFolder(out / verb / "checkpoints")
+    before = checkpoints.newest(pytest.fail)
+    assert before is not None
+    hold.note(process, signal.SIGINT, printed)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    assert status(process) == 130, printed.read_text()
+    (line,) = [line for line in printed.read_text().splitlines() if line.startswith("flexora ")]
+    assert line == f"flexora {verb}: interrupted; the same command goes on from what is done"
+    assert "Traceback" not in printed.read_text()
+    assert checkpoints.newest(pytest.fail) == before
+    assert read_checkpoint(before)
+    done(command, tmp_path)
+    done([*command, f"--output_dir={tmp_path / 'straight'}"], tmp_path)
+    assert products(out / verb) == products(tmp_path / "straight" / verb)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_an_evaluation_that_is_stopped_leaves_nothing(at: int, commands: Commands, tmp_path: Path) -> None:
+    """At the first arm's first and last batch, and in the second arm."""
+    out, printed, hold = tmp_path / "out", tmp_path / "printed.txt", Hold(tmp_path / "held", LOSS["evaluate"], at)
+    command = [*commands["evaluate"], str(out)]
+    process = start_command(command, printed, prepare=hold)
+    hold.wait_until_reached([process], printed)
+    hold.note(process, signal.SIGTERM, printed)
+    hold.let_go()
+    assert status(process) == 143, printed.read_text()
+    (line,) = [line for line in printed.read_text().splitlines() if line.startswith("flexora ")]
+    assert line == "flexora evaluate: interrupted; the same command goes on from what is done"
+    assert "Traceback" not in printed.read_text()
+    assert {path.name for path in (out / "evaluate").rglob("*")} == {"settings.json", "usage.json"}
+    done(command, tmp_path)
+    done([*commands["evaluate"], str(tmp_path / "straight")], tmp_path)
+    assert products(out / "evaluate") == products(tmp_path / "straight" / "evaluate")
