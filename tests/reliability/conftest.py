@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig, get_peft_model
 
+from tests.reliability.holding import Commands
 from tests.tiny import tiny_model
 
 
 @pytest.fixture
-def commands(recipe: Callable[..., Path], tmp_path: Path) -> dict[str, list[str]]:
+def commands(recipe: Callable[..., Path], tmp_path: Path) -> Commands:
     """A command for each verb, which the folder is to follow; two arms are evaluated, in two batches each."""
     model = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     model.save_pretrained(tmp_path / "adapter")

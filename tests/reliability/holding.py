@@ -14,6 +14,9 @@ from typing import Any, Final
 
 from flexora import interruption
 
+#: What the fixture ``commands`` gives.
+Commands = dict[str, list[str]]
+
 #: Where a verb computes the losses of a batch.
 LOSS: Final = {
     "search": "flexora.search.module.answer_loss",

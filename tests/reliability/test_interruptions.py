@@ -10,9 +10,7 @@ import pytest
 
 from flexora.checkpoint import CheckpointFolder, read_checkpoint
 from tests.commands import start_command
-from tests.reliability.holding import LOSS, Hold, products, status
-
-Commands = dict[str, list[str]]
+from tests.reliability.holding import LOSS, Commands, Hold, products, status
 
 
 def done(command: list[str], tmp_path: Path) -> None:

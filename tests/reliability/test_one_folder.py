@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import start_command
-from tests.reliability.holding import LOSS, Hold, products, status
+from tests.reliability.holding import LOSS, Commands, Hold, products, status
 
 
 def everything(folder: Path) -> dict[Path, bytes | None]:
@@ -18,7 +18,7 @@ def everything(folder: Path) -> dict[Path, bytes | None]:
     ("verb", "second"),
     [("search", "search"), ("finetune", "finetune"), ("evaluate", "evaluate"), ("search", "finetune")],
 )
-def test_a_second_command_refuses(verb: str, second: str, commands: dict[str, list[str]], tmp_path: Path) -> None:
+def test_a_second_command_refuses(verb: str, second: str, commands: Commands, tmp_path: Path) -> None:
     printed = {name: tmp_path / f"{name}.txt" for name in ("alone", "first", "second")}
     out, hold = tmp_path / "out", Hold(tmp_path / "held", LOSS[verb], at=3)
     alone = start_command([*commands[verb], str(tmp_path / "alone")], printed["alone"])
