@@ -22,11 +22,14 @@ test: lint
 test-fast: $(VENV)/installed
 	$(BIN)/pytest -m "not slow"
 
-# At full size: kills of both phases (make test does 3 of each), and random selections, recipes and rows (20).
+# At full size: kills of both phases (make test does 3 of each), random selections, recipes and rows (20), and the
+# outer steps over which a search's memory must stay flat (200).
 test-reliability: export FLEXORA_KILLS = $(KILLS)
 test-reliability: export FLEXORA_EXAMPLES = $(EXAMPLES)
+test-reliability: export FLEXORA_SOAK = $(SOAK)
 test-reliability: KILLS ?= 25
 test-reliability: EXAMPLES ?= 2000
+test-reliability: SOAK ?= 2000
 test-reliability: $(VENV)/installed
 	$(BIN)/pytest tests/reliability --durations=10
 
