@@ -23,6 +23,7 @@ from flexora.errors import FlexoraError, shown
 from flexora.finetune.module import FinetuneModule
 from flexora.search.module import SearchModule
 from flexora.trust import FLAG, restrict_imports
+from flexora.whole_numbers import keep_whole_numbers
 
 Seed = jsonargparse.typing.restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 
@@ -203,6 +204,7 @@ def recipe_parser(verb: str) -> RecipeParser:
         default={"class_path": DEFAULT_ADAPTER},
         help="A configuration of PEFT; LoRA's by default.",
     )
+    keep_whole_numbers()  # for LightningCLI's parser, too
     parser.add_class_arguments(L.Trainer, "trainer", instantiate=False, help="Lightning's Trainer.")
     parser.add_class_arguments(SearchModule, "search", skip=SHARED, help="The search phase.")
     parser.set_defaults({f"search.{name}": {"class_path": default} for name, default in DEFAULT_CLASSES.items()})
