@@ -33,17 +33,22 @@ test-reliability: SOAK ?= 2000
 test-reliability: $(VENV)/installed
 	$(BIN)/pytest tests/reliability --durations=10
 
-# The fast tests with the oldest versions that pyproject.toml allows; an environment of its own, torch for the CPU.
+# The fast tests with the oldest versions that pyproject.toml allows, in an environment of its own, made anew.
+# TORCH says where uv finds torch.
+test-oldest: export FLEXORA_OLDEST = 1
+test-oldest: TORCH ?= --torch-backend cpu
 test-oldest:
-	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/pip install --disable-pip-version-check -q uv
-	$(OLDEST)/bin/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct --torch-backend cpu -e '.[dev]'
+	$(OLDEST)/bin/uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct $(TORCH) -e '.[dev]'
 	$(OLDEST)/bin/pytest -m "not slow"
 
 # Known vulnerabilities of the tested versions. It asks an advisory service, so it is no part of make test.
+# --strict: a version that the service does not know is an error; without it, it passes as sound.
 audit: $(VENV)/installed
-	$(BIN)/pip install --disable-pip-version-check -q pip-audit
-	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt pip-audit
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip || \
+		{ echo "make audit: versions in constraints.txt are vulnerable or could not be checked; see above" >&2; exit 1; }
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check flexora tests
