@@ -47,13 +47,13 @@ def test_a_bound_has_its_reason_beside_it(wanted: Requirement) -> None:
 def test_the_pinned_version_is_allowed(wanted: Requirement) -> None:
     (pin,) = TESTED[canonicalize_name(wanted.name)]
     assert pin.operator == "=="
-    assert wanted.specifier.contains(pin.version)
+    assert pin.version in wanted.specifier
 
 
 @each
 def test_the_installed_version_is_the_one_to_be_tested(wanted: Requirement) -> None:
     allowed = SpecifierSet(f"=={oldest(wanted)}") if os.environ.get("FLEXORA_OLDEST") else wanted.specifier
-    assert allowed.contains(version(wanted.name))
+    assert version(wanted.name) in allowed
 
 
 def test_the_wheel_is_built_with_what_is_tested() -> None:
