@@ -9,9 +9,9 @@ import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from flexora.errors import FlexoraError, Interrupted
+from flexora.errors import FlexoraError, Interrupted, OutOfMemoryError, ran_out_of_memory
 from flexora.secrets import without_secrets
-from flexora.trust import FLAG, permission
+from flexora.trust import FLAG, REMOTE_CODE_FLAG, permission
 
 VERBS = {
     "run": "search, select, fine-tune, evaluate and report in one resumable go",
@@ -65,7 +65,10 @@ def _run(verb: str, rest: Sequence[str]) -> int:
         return stop.status if isinstance(stop, Interrupted) else 130
     except SystemExit as leave:  # --help and --print_config leave this way
         return leave.code if isinstance(leave.code, int) else 0
-    except Exception:
+    except Exception as error:
+        if ran_out_of_memory(error):  # outside a phase, which names its settings
+            print(f"flexora {verb}: error: memory ran out; take a smaller backbone.model or .dtype", file=sys.stderr)
+            return OutOfMemoryError.status
         # Others' messages may quote a token, as those of a download do its address.
         print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
         return 1
@@ -81,5 +84,6 @@ def _help() -> str:
         "flexora VERB --help lists the options of a verb; flexora run --config FILE --print_config shows what a recipe "
         "resolves to.\n\n"
         "Recipes name classes of flexora, PEFT and Lightning alone, for a class that is named is run. Your own take\n"
-        f"{FLAG} PACKAGE (or MODULE, or MODULE.CLASS; any verb, several times)."
+        f"{FLAG} PACKAGE (or MODULE, or MODULE.CLASS; any verb, several times). A recipe's backbone.trust_remote_code\n"
+        f"takes {REMOTE_CODE_FLAG}."
     )

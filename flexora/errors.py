@@ -40,6 +40,13 @@ def require_at_least(least: int, section: str, values: Mapping[str, int | None])
             raise FlexoraError(f"{section}.{name}: {value} is too small; give at least {least}")
 
 
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is one of the allocators' of the machine or of a device."""
+    from lightning.pytorch.utilities.memory import is_oom_error
+
+    return isinstance(error, MemoryError) or is_oom_error(error) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
+
+
 def shown(text: str, longest: int = 300) -> str:
     """A text that others may have written as a part of one line: no breaks, nothing a terminal obeys, not too long."""
     text = " ".join(text[: 4 * longest].split())

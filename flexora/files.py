@@ -6,12 +6,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flexora.errors import FlexoraError
+
+#: Bytes of a sample, and samples of a file.
+SAMPLE, SAMPLES = 1 << 16, 5
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:
@@ -109,6 +112,19 @@ def sha256_of(file: Path) -> str:
     """Hash of a file's bytes, as hexadecimal digits."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def sampled_sha256(files: Iterable[Path]) -> str:
+    """Hash of the names, the sizes and some bytes of files that are too large to be read for it."""
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for part in range(SAMPLES):
+                file.seek(max(0, size - SAMPLE) * part // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
 
 
 def write_json(path: Path, value: Any) -> Path:

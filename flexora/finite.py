@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 
 from flexora.errors import FlexoraError
 
@@ -90,24 +91,28 @@ def require_finite(
     Raises:
         NonFiniteError: If a loss or an entry of a gradient is infinite or not a number; in all processes.
     """
-    largest = torch.nn.utils.get_total_norm(gradients, math.inf)
-    largest = getattr(largest, "full_tensor", lambda: largest)()  # of sharded gradients
-    if math.isfinite(loss) and math.isfinite(float(largest)):
+    local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    finite = math.isfinite(float(torch.nn.utils.get_total_norm(filter(Tensor.numel, local), math.inf)))
+    if any(isinstance(gradient, DTensor) for gradient in gradients):  # each process has seen its shard alone
+        bad = torch.tensor(not finite, dtype=torch.int32, device=local[0].device)
+        distributed.all_reduce(bad, distributed.ReduceOp.MAX)
+        finite = not bad
+    if finite and math.isfinite(loss):
         return
-    here = [(loss, rows.tolist()) for loss, rows in losses]
-    parts = [here]
+    here = ([(loss, rows.tolist()) for loss, rows in losses], _first_bad(local, names))
+    found = [here]
     if world_size > 1:
-        parts = [[] for _ in range(world_size)]
-        distributed.all_gather_object(parts, here)
-    joint_losses = [part for own_part in parts for part in own_part]
-    bad = [part for part in joint_losses if not math.isfinite(part[0])]
-    what = f"the loss is {bad[0][0]}" if bad else _first_bad(gradients, names)
-    raise NonFiniteError(what, [row for _, rows in bad or joint_losses for row in rows], held_out=held_out)
+        found = [here] * world_size
+        distributed.all_gather_object(found, here)
+    parts = [part for own, _ in found for part in own]
+    wrong = [part for part in parts if not math.isfinite(part[0])]
+    what = f"the loss is {wrong[0][0]}" if wrong else next(named for _, named in found if named)
+    raise NonFiniteError(what, [row for _, rows in wrong or parts for row in rows], held_out=held_out)
 
 
-def _first_bad(gradients: Sequence[Tensor], names: Iterable[str]) -> str:
+def _first_bad(gradients: Sequence[Tensor], names: Iterable[str]) -> str | None:
     for name, gradient in zip(names, gradients, strict=True):
-        size = getattr(gradient, "to_local", lambda g=gradient: g)().abs().max().item()
+        size = gradient.abs().max().item() if gradient.numel() else 0.0
         if not math.isfinite(size):
             return f"the gradient of {name} is {size}"
-    return "a gradient of another process is not finite"
+    return None

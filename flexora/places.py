@@ -7,6 +7,8 @@ from pathlib import Path
 
 from flexora.errors import FlexoraError, shown
 
+#: Characters of a name; file systems take 255 bytes, and what is made beside it is called longer.
+LONGEST = 200
 #: A branch, a tag or a commit; git allows more, but nothing that climbs out of a folder.
 _REVISION = re.compile(r"[\w+-][\w.+-]*(?:/[\w+-][\w.+-]*)*")
 
@@ -44,7 +46,7 @@ def inside(root: Path, name: str, what: str) -> Path:
     """
     place = root / name
     try:
-        is_below = place.resolve().is_relative_to(root.resolve())
+        is_below = place.resolve().is_relative_to(root.resolve()) and not Path(name).is_absolute() and name != ""
     except (OSError, RuntimeError, ValueError):  # a circle of links; a NUL
         is_below = False
     if not is_below or ".." in place.parts[len(root.parts) :]:
@@ -53,12 +55,12 @@ def inside(root: Path, name: str, what: str) -> Path:
 
 
 def plain_name(name: str, what: str) -> str:
-    """Return a name if it is one of a single file or folder: no path, not hidden.
+    """Return a name if it is one of a single file or folder: no path, not hidden, not too long.
 
     Raises:
         FlexoraError: If it is none.
     """
-    if not name or name.startswith(".") or {"/", "\\"} & set(name) or not name.isprintable():
+    if not name or name.startswith(".") or {"/", "\\"} & set(name) or not name.isprintable() or len(name) > LONGEST:
         raise FlexoraError(f"{what}: {name!r} is no plain name; write one without slashes and a dot at its beginning")
     return name
 

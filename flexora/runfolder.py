@@ -99,7 +99,7 @@ class RunFolder:
             )
         if any((self.root / phase / "checkpoints").glob("*")):
             self._require_same(self.root / phase / "settings.json", phase, settings)
-        write_json(self.root / phase / "settings.json", settings)
+        write_json(self.root / phase / "settings.json", _shareable(settings))
 
     def require_same(self, phase: str, settings: Mapping[str, Any]) -> None:
         """Make sure a finished phase was run with these settings.
@@ -115,7 +115,7 @@ class RunFolder:
 
     def finish(self, phase: str, settings: Mapping[str, Any]) -> None:
         """Mark a phase as done."""
-        write_json(self.mark(phase), settings)
+        write_json(self.mark(phase), _shareable(settings))
 
     def write_config(self, phase: str, text: str) -> Path:
         """Keep the resolved recipe that a phase runs with, but no token that is in it."""
@@ -124,7 +124,7 @@ class RunFolder:
     def _require_same(self, file: Path, phase: str, settings: Mapping[str, Any]) -> None:
         if not file.is_file():
             return
-        new = json.loads(json.dumps(settings))
+        new = _shareable(settings)
         old = {name: value for name, value in json.loads(file.read_text()).items() if name in new}
         change = first_difference(old, new)
         if change:
@@ -132,6 +132,12 @@ class RunFolder:
                 f"output_dir: {self.root / phase} was made with other settings ({change}); choose another output_dir, "
                 "or delete that folder"
             )
+
+
+def _shareable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a file holds them: in JSON's types, with no token in them."""
+    kept: dict[str, Any] = json.loads(without_secrets(json.dumps(settings)))
+    return kept
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:

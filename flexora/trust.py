@@ -1,7 +1,8 @@
 """Which classes a recipe may name: it makes an object of each, so a stranger's recipe could run any code.
 
-Allowed are the classes that flexora, PEFT and Lightning offer for recipes, each by its own name. For others there is
-``--allow-import``, which only the command line and the environment give: a recipe cannot allow itself anything.
+Allowed are flexora's public classes, and those that PEFT and Lightning offer for recipes, each by its own name. For
+others there is ``--allow-import``, and ``--allow-remote-code`` for the code of a tokenizer's repository. Only command
+line and environment give them: a recipe cannot allow itself anything.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from flexora.errors import FlexoraError
 FLAG = "--allow-import"
 #: The flag's names, with commas between them: the processes that a command starts inherit them here.
 VARIABLE = "FLEXORA_ALLOW_IMPORT"
+REMOTE_CODE_FLAG = "--allow-remote-code"
+REMOTE_CODE_VARIABLE = "FLEXORA_ALLOW_REMOTE_CODE"
 
 #: Lightning's packages whose public classes the trainer section may name.
 _OF_LIGHTNING = (
@@ -31,7 +34,7 @@ _permitted_before: set[str] = set()
 
 @contextmanager
 def permission(arguments: Sequence[str]) -> Iterator[list[str]]:
-    """Take ``--allow-import NAME`` out of a command line, and permit its names while the block runs.
+    """Take the flags that allow something out of a command line, and allow it while the block runs.
 
     Args:
         arguments: Command line of a verb.
@@ -43,23 +46,41 @@ def permission(arguments: Sequence[str]) -> Iterator[list[str]]:
         FlexoraError: If a name is none of a package, a module or a class.
     """
     given, rest, names = iter(arguments), [], []
+    allowed: dict[str, str] = {}
     for argument in given:
         name, equals, value = argument.partition("=")
         if name == FLAG:
             names.append(value if equals else next(given, ""))
+        elif argument == REMOTE_CODE_FLAG:
+            allowed[REMOTE_CODE_VARIABLE] = "1"
         else:
             rest.append(argument)
-    before = os.environ.get(VARIABLE)
     if names:
-        os.environ[VARIABLE] = ",".join([*filter(None, [before]), *names])
+        allowed[VARIABLE] = ",".join([*filter(None, [os.environ.get(VARIABLE)]), *names])
+    before = {name: os.environ.get(name) for name in allowed}
+    os.environ.update(allowed)
     try:
         _permitted()
         yield rest
     finally:
-        if before is not None:
-            os.environ[VARIABLE] = before
-        elif names:
-            os.environ.pop(VARIABLE, None)
+        for name, value_before in before.items():
+            if value_before is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value_before
+
+
+def require_remote_code() -> None:
+    """Make sure that the user has allowed code of a model's repository to be run: whoever wrote a recipe may own both.
+
+    Raises:
+        FlexoraError: If neither command line nor environment allow it.
+    """
+    if os.environ.get(REMOTE_CODE_VARIABLE) != "1":
+        raise FlexoraError(
+            "backbone.trust_remote_code: a recipe cannot allow itself to run a repository's code; read that code, then "
+            f"add {REMOTE_CODE_FLAG}"
+        )
 
 
 def restrict_imports() -> None:
@@ -105,7 +126,8 @@ def class_names() -> set[str]:
     loaded = [module for name, module in list(sys.modules.items()) if name.startswith("flexora.")]
     for module in loaded:
         own = [kind for kind in vars(module).values() if isinstance(kind, type)]
-        offered |= {f"{module.__name__}.{kind.__name__}" for kind in own if kind.__module__.startswith("flexora.")}
+        public = [kind.__name__ for kind in own if kind.__module__.startswith("flexora.") and kind.__name__[0] != "_"]
+        offered |= {f"{module.__name__}.{name}" for name in public}
     for package, kind in _foreign_classes():
         offered |= {f"{package}.{kind.__name__}", *_names_of(kind)}
     return offered

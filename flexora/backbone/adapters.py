@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from flexora.backbone.adapter_files import read_config, require_weights, unreadable
 from flexora.backbone.families import Family, family_of
 from flexora.backbone.methods import require_modules
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, ran_out_of_memory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +63,8 @@ def attach(model: PreTrainedModel, adapter: PeftConfig, selection: Selection, fa
         # from_pretrained gives a model in evaluation mode, in which checkpointing and dropout would stay off.
         peft_model = get_peft_model(model, config).train()
     except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        if ran_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         raise FlexoraError(f"adapter: {type(adapter).__name__}: {reason[:300]}; change that setting") from error
     model.disable_input_require_grads()  # PEFT does as transformers; see Backbone.load_model
@@ -109,6 +111,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         weights = load_file(file)
         adapted: PeftModel = PeftModel.from_pretrained(model, str(folder), config=config)
     except (AttributeError, OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        if ran_out_of_memory(error):
+            raise
         raise unreadable(folder, error) from error
     left_over = sorted(weights.keys() ^ get_peft_model_state_dict(adapted).keys())
     if left_over:  # PEFT loads what fits, and at most warns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,11 +17,14 @@ from flexora.backbone.converted import CONVERTED_PREFIX, converted_folder
 from flexora.backbone.families import Family, family_of
 from flexora.backbone.gguf import PACKAGED_PREFIX, packaged_model_folder
 from flexora.errors import FlexoraError
+from flexora.files import sampled_sha256
 from flexora.places import own_path, plain_revision
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+#: Kinds of files that hold weights.
+WEIGHTS = {".safetensors", ".bin", ".gguf"}
 #: A full commit hash of git.
 COMMIT = re.compile("[0-9a-f]{40}")
 #: The hash that no commit has.
@@ -91,6 +95,13 @@ class Backbone:
         if looks_local:
             raise FlexoraError(f"backbone.model: the folder {self.model} does not exist; name a folder or a hub id")
         return self.model
+
+    def fingerprint(self) -> str | None:
+        """Which weights these are: the hub's commit, or a hash of samples of a folder's files; none where unknown."""
+        place = Path(self.resolve())
+        if not place.is_dir():
+            return getattr(self.load_config(), "_commit_hash", None)
+        return sampled_sha256(sorted(file for file in place.iterdir() if file.suffix in WEIGHTS))
 
     def load_config(self) -> PretrainedConfig:
         """Read the model's configuration alone (no weights).

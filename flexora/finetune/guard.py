@@ -21,7 +21,7 @@ class FiniteSteps(Callback):
     """Looks at each optimiser step's losses and gradients once, before they are clipped.
 
     Where the precision scales the loss (``16-mixed``), gradients that overflow are the scaler's: it leaves the step out
-    by itself and lowers its scale. A loss that is not finite no scale can mend.
+    by itself and lowers its scale. What is not finite at a scale of 1 no scale can mend, nor a loss.
 
     Args:
         allowed: How many steps may be left out; one more stops the training.
@@ -52,7 +52,8 @@ class FiniteSteps(Callback):
         values = torch.stack([loss for loss, _ in seen])
         joint = float(cast("Tensor", trainer.strategy.reduce(values.sum(), reduce_op="sum")))
         losses = [(value, rows) for value, (_, rows) in zip(values.tolist(), seen, strict=True)]
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scaled = scaler is not None and scaler.get_scale() > 1.0
         named = {name: p.grad for name, p in module.peft_model.named_parameters() if p.grad is not None and not scaled}
         try:
             require_finite(joint, losses, list(named.values()), named, trainer.world_size)

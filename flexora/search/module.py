@@ -252,10 +252,13 @@ class SearchModule(L.LightningModule):
             return None
         problem = self.bilevel_problem
         theta, state = problem.copy_theta(), problem.state
-        step = Unrolled(product="exact")(problem, batch, seed)
-        problem.move(theta)
-        problem.state = state
-        return step.hypergradient
+        try:
+            return Unrolled(product="exact")(problem, batch, seed).hypergradient
+        except NonFiniteError:  # the step itself decides what becomes of it
+            return None
+        finally:
+            problem.move(theta)
+            problem.state = state
 
     def _log(self, row: HistoryRow) -> None:
         metrics = {"train_loss": row.train_loss, "validation_loss": row.validation_loss}

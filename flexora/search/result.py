@@ -24,12 +24,16 @@ def make_selection(search: SearchModule) -> Selection:
     """What the search chose: the rule applied to alpha, averaged over the last outer steps of every repeat.
 
     Raises:
-        FlexoraError: If no outer step was made.
+        FlexoraError: If no outer step was made, in a repeat that has begun.
     """
-    if not search.history:
-        raise FlexoraError("search: no outer step was made, so there is nothing to select from; run the search")
+    made = [row for row in search.history if not row.skipped]
+    if {row.repeat for row in made} != {row.repeat for row in search.history} or not made:
+        raise FlexoraError(
+            "search: no outer step was made, so there is nothing to select from; run the search, or mend what made it "
+            "leave all steps out"
+        )
     units, parameters = search.units, search.unit_parameters
-    repeats = last_of_each_repeat(search.history, search.average_last)
+    repeats = last_of_each_repeat(made, search.average_last)
     rows = [row for repeat in repeats for row in repeat]
     alpha = averaged_alpha(rows)
     targets = units.targets(search.rule(alpha, parameters), search.projections)

@@ -20,7 +20,7 @@ from flexora.report.html import write_report
 from flexora.search.named import resolve_selection
 from flexora.search.selection import Selection
 from flexora.usage import measured
-from flexora.verbs.phase import lightning_cli, plain_errors
+from flexora.verbs.phase import lightning_cli, plain_errors, read_from
 from flexora.verbs.settings import Recipe
 from flexora.zoo.models import known_model
 
@@ -52,11 +52,12 @@ def main(arguments: Sequence[str]) -> int:
     if not cli.trainer.is_global_zero:  # another device's process of the same fine-tune: the first one writes
         _fit(cli, recipe, files)
         return 0
-    settings = recipe.settings("finetune") | {
-        "targets": selection.model_dump(mode="json")["targets"],
-        "devices": cli.trainer.world_size,  # times the accumulation they decide the batches of a step
-    }
     with folder.locked():
+        settings = recipe.settings("finetune") | {
+            "targets": selection.model_dump(mode="json")["targets"],
+            "devices": cli.trainer.world_size,  # times the accumulation they decide the batches of a step
+            **read_from(cli),
+        }
         folder.start(name, settings)
         folder.write_config(name, recipe.text)
         selection.write(folder.selection_of(name))

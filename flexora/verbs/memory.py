@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from lightning.pytorch.utilities.memory import is_oom_error
-
 from flexora.backbone.limits import Phase
-from flexora.errors import OutOfMemoryError
+from flexora.errors import OutOfMemoryError, ran_out_of_memory
 
 if TYPE_CHECKING:
     from flexora.verbs.settings import Recipe
@@ -29,37 +27,44 @@ def memory_watched(recipe: Recipe, phase: Phase) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, MemoryError) and not is_oom_error(error):
+        if not ran_out_of_memory(error):
             raise
-        settings = "; ".join(islice(_remedies(recipe, phase), NAMED))
+        settings = list(islice(_remedies(recipe, phase), NAMED))
+        kept = [text for text, changes in settings if not changes]
+        told = "; ".join([text for text, _ in settings])
         raise OutOfMemoryError(
-            f"{phase}: the memory of the {_device(error)} ran out; {settings} (flexora estimate says what a recipe "
-            "needs)"
+            f"{phase}: the memory of the {device_of(error)} ran out; {told} "
+            f"({'the first goes on in this folder, the others need' if kept else 'for that choose'} another "
+            "output_dir; flexora estimate says what a recipe needs)"
         ) from error
 
 
-def _device(error: Exception) -> str:
-    return "GPU" if "CUDA" in str(error) or "cuDNN" in str(error) else "machine"
+def device_of(error: BaseException) -> str:
+    """Whose memory it was."""
+    return "GPU" if any(part in str(error) for part in ("CUDA", "CUBLAS", "cuDNN")) else "machine"
 
 
-def _remedies(recipe: Recipe, phase: Phase) -> Iterator[str]:
-    """What lowers a phase's memory, with the present values: what helps most first, and not what is done already."""
+def _remedies(recipe: Recipe, phase: Phase) -> Iterator[tuple[str, bool]]:
+    """What lowers a phase's memory, with the present values, and whether it changes the result.
+
+    What leaves the result as it is comes first, then what helps most; what is done already is left out.
+    """
     data, backbone = recipe.sections["data"]["init_args"], recipe.sections["backbone"]
-    tokens = data["max_tokens_per_batch"] is not None
-    name, value = {
-        "search": ("search.batch_size", recipe.sections["search"]["batch_size"]),
-        "finetune": ("data.max_tokens_per_batch", data["max_tokens_per_batch"])
-        if tokens
-        else ("data.batch_size", data["batch_size"]),
-        "evaluate": ("data.evaluate_tokens", data["evaluate_tokens"]),
-    }[phase]
+    if phase == "evaluate":
+        yield f"lower data.evaluate_tokens (now {data['evaluate_tokens']})", False
+    elif not backbone["gradient_checkpointing"]:
+        yield "set backbone.gradient_checkpointing to true (now false)", False
+    batch = {
+        "search.batch_size": recipe.sections["search"]["batch_size"] if phase == "search" else None,
+        "data.max_tokens_per_batch": data["max_tokens_per_batch"] if phase == "finetune" else None,
+        "data.batch_size": data["batch_size"] if phase == "finetune" else None,
+    }
+    name, value = next(((name, value) for name, value in batch.items() if value is not None), ("", 1))
     if value > 1:
-        yield f"lower {name} (now {value})"
-    if phase != "evaluate" and not backbone["gradient_checkpointing"]:
-        yield "set backbone.gradient_checkpointing to true (now false)"
+        yield f"lower {name} (now {value})", True
     if backbone["dtype"] in ("float32", "float64"):
-        yield f"set backbone.dtype to bfloat16 (now {backbone['dtype']})"
-    yield f"lower data.max_length (now {data['max_length']})"
+        yield f"set backbone.dtype to bfloat16 (now {backbone['dtype']})", True
+    yield f"lower data.max_length (now {data['max_length']})", True
     if backbone["quantization"] is None:
-        yield "set backbone.quantization to nf4 (now none)"
-    yield "take a smaller base model"
+        yield "set backbone.quantization to nf4 (now none)", True
+    yield "take a smaller base model", True

@@ -120,6 +120,11 @@ def lightning_cli(
     return cli
 
 
+def read_from(cli: LightningCLI) -> dict[str, str | None]:
+    """What a phase reads that its settings only name: it must be the same when an unfinished phase is gone on with."""
+    return {"weights": cli.model.backbone.fingerprint(), "rows": cli.datamodule.fingerprint}
+
+
 @contextmanager
 def plain_errors(recipe: Recipe, phase: Phase) -> Iterator[None]:
     """Run a Trainer so that a signal is told from success, and a setting it cannot follow from a bug.

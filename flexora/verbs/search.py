@@ -15,7 +15,7 @@ from flexora.report.terminal import gate_bars
 from flexora.search.callbacks import SearchFiles
 from flexora.search.module import SearchModule
 from flexora.usage import measured
-from flexora.verbs.phase import lightning_cli, plain_errors
+from flexora.verbs.phase import lightning_cli, plain_errors, read_from
 from flexora.verbs.settings import Recipe
 
 #: What the Trainer does under automatic optimisation, and the setting of the search that stands for it.
@@ -55,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         _fit(cli, recipe)
         return 0
     with folder.locked():
-        folder.start("search", recipe.settings("search"))
+        settings = recipe.settings("search") | read_from(cli)
+        folder.start("search", settings)
         folder.write_config("search", recipe.text)
         with measured(folder.root / "search"):
             _fit(cli, recipe)
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         selection = search.selection()
         search.save_adapter(folder.adapter("search"))
         selection.write(folder.selection)
-        folder.finish("search", recipe.settings("search"))
+        folder.finish("search", settings)
         write_report(folder.root, recipe.sections["report"]["title"])
     console = Console()
     console.print(gate_bars(selection))

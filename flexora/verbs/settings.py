@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from flexora.places import own_path, plain_name
 from flexora.recipe import RecipeParser, recipe_parser
 from flexora.runfolder import RunFolder
 from flexora.search.named import names_file
+from flexora.trust import require_remote_code
 from flexora.verbs.arms import fingerprints
 
 if TYPE_CHECKING:
@@ -52,21 +54,19 @@ UNDECISIVE_OWN: dict[Phase, set[str]] = {
     "finetune": {"checkpoint_every", "keep_checkpoints", "skip_non_finite", "prefix_cache", "compile"},
     "evaluate": set(),
 }
-#: Settings of the trainer that change a phase's result. The search has its own clock, accumulation and clipping.
-DECISIVE_TRAINER: dict[Phase, tuple[str, ...]] = {
-    "search": ("precision",),
-    "finetune": (
-        "precision",
-        "max_epochs",
-        "max_steps",
-        "max_time",
-        "limit_train_batches",
-        "accumulate_grad_batches",
-        "gradient_clip_val",
-        "gradient_clip_algorithm",
-    ),
-    "evaluate": ("precision",),
+#: Settings of the trainer that change the result of search or evaluation, which have clocks of their own.
+DECISIVE_TRAINER = ("precision",)
+#: Those that leave a fine-tune's result as it is; how many devices there are it compares by itself.
+UNDECISIVE_TRAINER = {
+    *("accelerator", "devices", "num_nodes", "default_root_dir", "logger", "log_every_n_steps", "profiler"),
+    *("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "num_sanity_val_steps"),
+    *("use_distributed_sampler", "detect_anomaly", "inference_mode", "barebones", "benchmark", "deterministic"),
+    *("limit_test_batches", "limit_predict_batches"),
 }
+#: Callbacks that only look on.
+ONLOOKERS = ("ProgressBar", "Monitor", "ModelSummary", "Timer")
+#: Folders of ``output_dir`` that other verbs fill.
+TAKEN_FOLDERS = {"search", "evaluate", "report", "predict", "merge", "publish", "compare", "choice"}
 
 
 class Recipe:
@@ -77,14 +77,20 @@ class Recipe:
         arguments: Command line of the verb.
 
     Raises:
-        FlexoraError: If a setting is unknown, of another type, or a path where a name belongs.
+        FlexoraError: If a setting is unknown, of another type, or a path where a name belongs, or if the recipe wants
+            code of a repository to be run and the user has not allowed it.
     """
 
     def __init__(self, verb: str, arguments: Sequence[str]) -> None:
         self.parser: RecipeParser = recipe_parser(verb)
         self.namespace: Namespace = self.parser.parse_args(list(arguments))
         self.sections: dict[str, Any] = yaml.safe_load(self.parser.dump(self.namespace, skip_none=False))
-        plain_name(self.sections["finetune"]["folder"], "finetune.folder")
+        if plain_name(self.sections["finetune"]["folder"], "finetune.folder") in TAKEN_FOLDERS:
+            raise FlexoraError(
+                f"finetune.folder: {self.sections['finetune']['folder']} is for other results; name another folder"
+            )
+        if self.sections["backbone"]["trust_remote_code"]:
+            require_remote_code()
         self.folder = RunFolder(own_path(self.sections["output_dir"], "output_dir"))
 
     @property
@@ -134,8 +140,8 @@ class Recipe:
         return adapter
 
     def trainer(self, phase: str) -> dict[str, Any]:
-        """The trainer section with the phase's overrides."""
-        return {**self.sections["trainer"], **self.sections[phase]["trainer"]}
+        """The trainer section with the phase's overrides; a copy, for Lightning's parser changes what it is given."""
+        return copy.deepcopy({**self.sections["trainer"], **self.sections[phase]["trainer"]})
 
     @property
     def initial_adapter(self) -> Path | None:
@@ -197,7 +203,7 @@ class Recipe:
                 "class_path": sections["data"]["class_path"],
                 **{name: value for name, value in data.items() if name not in UNDECISIVE_DATA[phase]},
             },
-            "trainer": {name: trainer[name] for name in DECISIVE_TRAINER[phase]},
+            "trainer": _decisive_trainer(trainer, phase),
             phase: {name: value for name, value in sections[phase].items() if name not in elsewhere},
         }
         if phase != "evaluate":  # it scores adapters whatever they were made with
@@ -205,3 +211,14 @@ class Recipe:
         if phase == "finetune" and self.initial_adapter is not None and self.initial_adapter.is_dir():
             (settings["initial_adapter"],) = fingerprints(self.folder, [str(self.initial_adapter)]).values()
         return settings
+
+
+def _decisive_trainer(trainer: dict[str, Any], phase: Phase) -> dict[str, Any]:
+    """The trainer's settings that decide a phase's result."""
+    if phase != "finetune":
+        return {name: trainer[name] for name in DECISIVE_TRAINER}
+    kept = {name: value for name, value in trainer.items() if name not in UNDECISIVE_TRAINER}
+    callbacks = kept.pop("callbacks", None) or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    deciding = [one for one in callbacks if not str(one.get("class_path")).endswith(ONLOOKERS)]
+    return kept | {"callbacks": deciding or None}

@@ -5,18 +5,24 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.multiprocessing.spawn import start_processes
 
 from flexora.checkpoint import read_checkpoint
 from flexora.cli import main
 from flexora.data.batch import Batch
+from flexora.errors import FlexoraError
+from flexora.finetune.guard import FiniteSteps
 from flexora.finite import NonFiniteError, require_finite
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.inner import SGD
@@ -136,6 +142,45 @@ def test_the_search_leaves_steps_out(
     assert "; 3 of at most 3" in capfd.readouterr().out
 
 
+def test_a_search_without_a_step_has_no_result(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["search", "--config", str(recipe()), "--search.skip_non_finite=9"]
+    assert Poison(monkeypatch).run(arguments, set(range(99))) == 2
+    assert "search: no outer step was made" in capfd.readouterr().err
+    assert not (tmp_path / "out" / "search" / "selection.json").exists()
+
+
+def test_a_check_that_is_not_finite_costs_no_step(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["search", "--config", str(recipe()), "--search.accumulate=1", "--search.check_every=1"]
+    assert Poison(monkeypatch).run(arguments, {2}) == 0
+    history = lines(tmp_path / "out" / "search" / "history.csv")
+    assert [row["cosine"] == "" for row in history] == [True, False, False]
+    assert "nan" not in {row["hypergradient_norm"] for row in history}
+
+
+@pytest.mark.parametrize(("scale", "stops"), [(None, True), (65536.0, False), (1.0, True)])
+def test_what_a_scaler_cannot_mend(scale: float | None, stops: bool) -> None:
+    """Overflows are the scaler's until its scale is 1."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.tensor([torch.nan, 1.0])
+    peft_model = SimpleNamespace(named_parameters=lambda: [("w", weight)])
+    module = SimpleNamespace(step_losses=[(torch.ones(()), torch.tensor([0]))], peft_model=peft_model)
+    scaler = None if scale is None else SimpleNamespace(get_scale=lambda: scale)
+    trainer = SimpleNamespace(
+        precision_plugin=SimpleNamespace(scaler=scaler),
+        strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor),
+        world_size=1,
+        global_step=0,
+        current_epoch=0,
+    )
+    guard: Any = FiniteSteps(0)
+    with pytest.raises(FlexoraError, match="the gradient of w is nan") if stops else nullcontext():
+        guard.on_before_optimizer_step(trainer, module, torch.optim.SGD([weight]))
+
+
 def test_steps_that_run_away_are_found(recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
     """Without any help: a learning rate beyond all measure."""
     assert main(["search", "--config", str(recipe()), "--search.inner_optimizer.lr=1e30"]) == 2
@@ -197,11 +242,15 @@ def work(rank: int, folder: Path) -> None:
     """What each of two processes does: its own losses, and gradients that were summed before."""
     os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    sharded = [distribute_tensor(torch.full((1, 3), value), mesh, [Shard(0)]) for value in (1.0, torch.nan)]
     good, found = torch.ones(2), []
     for loss, losses, gradients in (
         (2.0, [(1.0, torch.tensor([rank]))], [good, good]),
         (torch.nan, [(torch.nan if rank else 1.0, torch.tensor([rank, 5]))], [good, good]),
         (2.0, [(1.0, torch.tensor([rank, 7]))], [good, torch.tensor([torch.inf, 1.0])]),
+        (2.0, [(1.0, torch.tensor([rank]))], [sharded[0], sharded[0]]),
+        (2.0, [(1.0, torch.tensor([rank]))], [sharded[0], sharded[1]]),
     ):
         try:
             require_finite(loss, losses, gradients, ["first", "second"], 2)
@@ -213,11 +262,13 @@ def work(rank: int, folder: Path) -> None:
 
 
 def test_two_processes_stop_together(tmp_path: Path) -> None:
-    """One alone has the bad loss; both know its rows."""
+    """One alone has the bad loss, or all of a sharded gradient; both know."""
     start_processes(work, (tmp_path,), nprocs=2, start_method=FORKSERVER)
     for rank in range(2):
         assert (tmp_path / f"found_{rank}.txt").read_text().splitlines() == [
             "finite",
             "the loss is nan: [1, 5]",
             "the gradient of second is inf: [0, 7, 1, 7]",
+            "finite",
+            "the gradient of second is nan: [0, 1]",
         ]

@@ -18,9 +18,9 @@ from flexora.search.module import SearchModule
 TOO_MANY = 1 << 50
 
 REMEDIES = {
-    "search": "lower search.batch_size (now 4); set backbone.gradient_checkpointing to true (now false); set "
+    "search": "set backbone.gradient_checkpointing to true (now false); lower search.batch_size (now 4); set "
     "backbone.dtype to bfloat16 (now float32)",
-    "finetune": "lower data.batch_size (now 4); set backbone.gradient_checkpointing to true (now false); set "
+    "finetune": "set backbone.gradient_checkpointing to true (now false); lower data.batch_size (now 4); set "
     "backbone.dtype to bfloat16 (now float32)",
     "evaluate": "lower data.evaluate_tokens (now 400); set backbone.dtype to bfloat16 (now float32); lower "
     "data.max_length (now 64)",
@@ -57,7 +57,8 @@ def test_one_line_and_the_same_command_goes_on(
         patch.setattr(kind, name, greedy)
         assert main([*arguments, str(cut)]) == 3
     error = capfd.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"flexora {verb}: error: {verb}: the memory of the machine ran out; {REMEDIES[verb]} (flex")
+    said = f"flexora {verb}: error: {verb}: the memory of the machine ran out; {REMEDIES[verb]} (the first goes on"
+    assert error.startswith(said)
     assert not (cut / verb / result).exists() or verb == "search"
     assert not (cut / verb / "done.json").exists()
     saving = [] if verb == "evaluate" else ["--backbone.gradient_checkpointing=true"]
@@ -69,8 +70,8 @@ def test_one_line_and_the_same_command_goes_on(
     ("flags", "said"),
     [
         (["--data.init_args.max_tokens_per_batch=300"], "lower data.max_tokens_per_batch (now 300); set"),
-        (["--data.init_args.batch_size=1", "--backbone.dtype=bfloat16"], "out; set backbone.gradient_checkpointing"),
-        (["--backbone.gradient_checkpointing=true"], "(now 4); set backbone.dtype to bfloat16 (now float32); lower"),
+        (["--data.init_args.batch_size=1", "--backbone.dtype=bfloat16"], "false); lower data.max_length (now 64); set"),
+        (["--backbone.gradient_checkpointing=true"], "ran out; lower data.batch_size (now 4); set backbone.dtype to"),
     ],
 )
 def test_what_is_done_already_is_not_proposed(
@@ -83,3 +84,24 @@ def test_what_is_done_already_is_not_proposed(
     monkeypatch.setattr(FinetuneModule, "training_step", lambda *_: torch.empty(TOO_MANY, dtype=torch.uint8))
     assert main(["finetune", "--config", str(recipe()), "--selection=1", *flags]) == 3
     assert said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "flags"),
+    [("backbone.adapters.get_peft_model", []), ("verbs.finetune.require_start", ["--warm-start"])],
+)
+def test_where_an_adapter_is_made_or_read(
+    place: str,
+    flags: list[str],
+    recipe: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """There others' errors are told as faults of the adapter; and outside a phase nobody knows its settings."""
+
+    def greedy(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(f"flexora.{place}", greedy)
+    assert main(["finetune", "--config", str(recipe()), "--selection=1", *flags]) == 3
+    assert "ran out; " in capfd.readouterr().err

@@ -87,3 +87,26 @@ def test_no_token_in_a_traceback(
     assert "Traceback" in error
     assert "RuntimeError: GET https://" in error
     assert TOKEN not in error
+
+
+def test_a_recipe_cannot_allow_a_repository_to_run_code(
+    recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever wrote the recipe may have written the code, and chosen the commit."""
+    flags = ["--config", str(recipe()), "--backbone.trust_remote_code=true", "--finetune.selection=0"]
+    for verb in ("search", "finetune", "evaluate", "run", "merge", "estimate"):
+        assert main([verb, *flags]) == 2
+        assert "backbone.trust_remote_code: a recipe cannot allow itself" in capfd.readouterr().err
+    assert main(["estimate", *flags, "--allow-remote-code"]) == 0
+    assert main(["estimate", *flags]) == 2  # it held for that command alone
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_token_in_the_settings_of_a_phase(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """They are compared when the phase is gone on with, or is done."""
+    logger = f"{{class_path: CSVLogger, init_args: {{save_dir: {tmp_path / 'logs'}, name: {TOKEN}}}}}"
+    settings = [f"--search.trainer={{logger: {logger}}}", f"--finetune.selection={tmp_path / TOKEN}.json"]
+    arguments = ["search", "--config", str(recipe()), *settings]
+    assert main(arguments) == 0
+    for name in ("settings.json", "done.json", "config.yaml"):
+        assert TOKEN not in (tmp_path / "out" / "search" / name).read_text()
