@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
+from flexora.compare.decisive import filled_in, shareable, without_trainer
+from flexora.compare.finished import FinishedTrial
 from flexora.compare.rows import Outcome, ResultRow
 from flexora.compare.selectors import Search
 from flexora.compare.study import Study, Trial
@@ -18,10 +21,21 @@ from flexora.recipes import load_sections
 from flexora.runfolder import RunFolder, first_difference
 from flexora.search.selection import Selection
 
-#: Settings of the trainer that leave a trial's result as it is.
-UNDECISIVE_TRAINER = {"accelerator", "logger", "log_every_n_steps", "enable_progress_bar"}
 #: Folder of a choice that no search has made.
 CHOICE = "choice"
+
+
+def trial_lock(folder: RunFolder) -> FileLock:
+    """Keeps other studies' processes from a trial; not to be waited for.
+
+    Raises:
+        FlexoraError: If its folder cannot be made.
+    """
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FlexoraError(f"cannot write {folder.root}: {error.strerror}; choose another output_dir") from error
+    return FileLock(folder.root / ".trial.lock", timeout=0)
 
 
 def row_file(folder: RunFolder) -> Path:
@@ -42,17 +56,26 @@ def is_done(study: Study, trial: Trial) -> bool:
 
 
 def made_with(folder: RunFolder) -> dict[str, Any]:
-    """What a trial was begun with; nothing where it was not."""
+    """What a trial was begun with; nothing where it was not. Older files may hold more than is fit to be shared."""
     file = folder.root / "trial.json"
-    kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return kept
+    return shareable(json.loads(file.read_text())) if file.is_file() else {}
 
 
 def change_since(study: Study, trial: Trial, kept: dict[str, Any], *, compare_taken: bool) -> str | None:
     """What of a trial differs from what it was made with; what it takes from others only if they are done."""
     now = decisive(study, trial) | ({"taken": taken_from_others(study, trial)} if compare_taken else {})
+    now = json.loads(json.dumps(now))
     before = {name: value for name, value in kept.items() if name in now}
-    return first_difference(before, json.loads(json.dumps(now)))
+    return first_difference(filled_in(before, now), now)
+
+
+def change_taken(study: Study, trial: Trial, kept: dict[str, Any], given: Mapping[Trial, FinishedTrial]) -> str | None:
+    """What a trial took from others that they would not give it now, given finished trials besides those here."""
+    there = [need for need in study.needs(trial) if need in given or row_file(study.run_folder(need)).is_file()]
+    unknown = tuple(f"{need} " for need in study.needs(trial) if need not in there)
+    now = json.loads(json.dumps(_taken(study, trial, there, given)))
+    before = {name: value for name, value in kept.get("taken", {}).items() if not name.startswith(unknown)}
+    return first_difference(before, now)
 
 
 def _require_same(study: Study, trial: Trial, folder: RunFolder, *, compare_taken: bool) -> None:
@@ -71,14 +94,13 @@ def _sections(recipe: Path) -> dict[str, Any]:
 
 def decisive(study: Study, trial: Trial) -> dict[str, Any]:
     """What may not change between two calls: recipe, settings, and what chooses the layers."""
-    sections = copy.deepcopy(_sections(study.base_recipe(trial)))
-    arm, settings = study.arms[trial.arm], study.settings_of(trial)
-    for part in (sections, settings):
+    parts = [without_trainer(part) for part in (_sections(study.base_recipe(trial)), study.settings_of(trial))]
+    for part in parts:
         part.pop("output_dir", None)
-        part["trainer"] = {k: v for k, v in (part.get("trainer") or {}).items() if k not in UNDECISIVE_TRAINER}
+    arm = study.arms[trial.arm]
     return {
-        "recipe": sections,
-        "settings": settings,
+        "recipe": parts[0],
+        "settings": parts[1],
         "layers": arm.layers.describe(),
         "learning_rates": arm.learning_rates,
         "learning_rate_of": arm.learning_rate_of,
@@ -87,13 +109,19 @@ def decisive(study: Study, trial: Trial) -> dict[str, Any]:
 
 def taken_from_others(study: Study, trial: Trial) -> dict[str, Any]:
     """What a trial takes from those that it needs: their choice, or their learning rate."""
+    return _taken(study, trial, study.needs(trial), {})
+
+
+def _taken(study: Study, trial: Trial, needs: Sequence[Trial], given: Mapping[Trial, FinishedTrial]) -> dict[str, Any]:
     taken: dict[str, Any] = {}
-    for need in study.needs(trial):
+    for need in needs:
         if need.arm in study.arms[trial.arm].layers.needs:
-            choice = chosen_by(study, need)
+            choice = given[need].selection if need in given else chosen_by(study, need)
+            assert choice is not None
             taken[f"{need} layers"] = {"targets": choice.model_dump(mode="json")["targets"], "alpha": choice.alpha}
         else:
-            taken[f"{need} learning rate"] = kept_row(study.run_folder(need)).learning_rate
+            row = given[need].row if need in given else kept_row(study.run_folder(need))
+            taken[f"{need} learning rate"] = row.learning_rate
     return taken
 
 

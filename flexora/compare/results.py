@@ -7,6 +7,7 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+from flexora.compare.decisive import without_secrets_inside, without_trainer
 from flexora.compare.handover import write_finished
 from flexora.compare.kept import chosen_by, is_done, outcomes, read_row
 from flexora.compare.report import write_study_report
@@ -44,6 +45,12 @@ def write_results(study: Study) -> None:
     )
 
 
+def _shown(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as the report shows them, which others read: a logger may have a key."""
+    shown: dict[str, Any] = without_secrets_inside(without_trainer(settings, ["logger"]))
+    return shown
+
+
 def _settings(study: Study) -> dict[str, Any]:
     """What was run with what; machine and versions are those of the last call."""
     import torch
@@ -51,11 +58,11 @@ def _settings(study: Study) -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
     return {
         "recipes": study.recipes,
-        "settings": study.settings,
+        "settings": _shown(study.settings),
         "seeds": study.seeds,
         "rows drawn anew for each seed": study.resample,
         "arms": {
-            name: {"layers": arm.layers.describe(), "settings": arm.settings}
+            name: {"layers": arm.layers.describe(), "settings": _shown(arm.settings)}
             | ({"learning_rates": arm.learning_rates} if arm.learning_rates else {})
             | ({"learning_rate_of": arm.learning_rate_of} if arm.learning_rate_of else {})
             for name, arm in study.arms.items()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from flexora.compare.decisive import shareable
 from flexora.compare.kept import (
     CHOICE,
     chosen_by,
@@ -112,7 +113,8 @@ def _searched(study: Study, trial: Trial) -> Trial | None:
 
 
 def _outcomes(folder: RunFolder, row: ResultRow) -> list[Outcome]:
-    lines = [json.loads(line) for line in folder.samples.read_text().splitlines()]
+    with folder.samples.open(encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
     names = [name for name in RIGHT_OR_WRONG if name in lines[0] and len({line["benchmark"] for line in lines}) == 1]
     return [Outcome.pack(row, name, [line[name] == 1.0 for line in lines]) for name in names]
 
@@ -129,7 +131,8 @@ def _module_and_data(recipe: Recipe) -> tuple[Any, Any]:
 
 
 def _write_recipe(study: Study, trial: Trial, folder: RunFolder) -> Path:
-    write_json(folder.root / "trial.json", decisive(study, trial) | {"taken": taken_from_others(study, trial)})
+    kept = decisive(study, trial) | {"taken": taken_from_others(study, trial)}
+    write_json(folder.root / "trial.json", shareable(kept))
     settings = yaml.safe_dump(study.settings_of(trial), sort_keys=False, allow_unicode=True)
     return write_atomically(folder.root / "recipe.yaml", settings)
 

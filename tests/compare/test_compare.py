@@ -49,11 +49,16 @@ class InProcess:
     wait = terminate
 
 
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a study's steps run in this process."""
+    monkeypatch.setattr("flexora.compare.schedule._call", InProcess)
+    monkeypatch.setattr("flexora.compare.schedule.TICK", 0)
+
+
 @pytest.fixture
 def study(recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study's recipe, whose steps run in this process."""
-    monkeypatch.setattr("flexora.compare.schedule._call", InProcess)
-    monkeypatch.setattr("flexora.compare.schedule.TICK", 0)
+    in_process(monkeypatch)
     return write_study(tmp_path, recipe())
 
 
