@@ -14,11 +14,11 @@ from pathlib import Path
 from statistics import mean
 from typing import IO
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flexora.compare.kept import is_done, read_row
+from flexora.compare.kept import is_done, read_row, trial_lock
 from flexora.compare.rows import ResultRow
 from flexora.compare.study import Study, Trial
 from flexora.compare.trial import commands
@@ -145,8 +145,7 @@ class Schedule:
     def _start(self, trial: Trial) -> bool:
         """Begin a trial, unless another process is at it."""
         folder = self.study.run_folder(trial).root
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".trial.lock", timeout=0)
+        lock = trial_lock(self.study.run_folder(trial))
         try:
             lock.acquire()
         except Timeout:
