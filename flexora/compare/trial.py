@@ -176,7 +176,7 @@ def _row(study: Study, trial: Trial, folder: RunFolder) -> ResultRow:
     history = [] if base else read_history(folder.root / str(best) / "history.csv")
     usage = {name: Usage.read(folder.root / name) for name in ("search", CHOICE, *names, "evaluate")}
     searched = _searched(study, trial)
-    searched_seconds = Usage.read(study.run_folder(searched).root / "search").seconds if searched else 0.0
+    searched_seconds = kept_row(study.run_folder(searched)).select_seconds if searched else 0.0
     values = {metric: estimate.value for metric, estimate in arm.metrics.items()}
     return ResultRow(
         benchmark=trial.benchmark,

@@ -13,7 +13,9 @@ import yaml
 
 from flexora.cli import main
 from flexora.compare import choice
+from flexora.compare.kept import kept_row
 from flexora.compare.rows import Outcome, ResultRow, read_lines
+from flexora.runfolder import RunFolder
 from flexora.search.selection import Selection
 
 ARMS: dict[str, Any] = {
@@ -140,6 +142,14 @@ def _check_that_another_machine_goes_on(
         bad.write_text(wrong)
         assert main([*command, "--finished", str(bad)]) == 2
         assert said in capsys.readouterr().err
+    # Without its line a rule on the search's alpha is made anew, and charged for the search of the other machine.
+    shutil.rmtree(elsewhere)
+    elsewhere.mkdir()
+    (elsewhere / "some.jsonl").write_text("\n".join(lines[: names.index("tiny/one/0")]))
+    assert main([*command[:-1], "tiny/one/0", "--finished", str(elsewhere / "some.jsonl")]) == 0
+    folders = [RunFolder(root / "trials" / "tiny" / "one" / "0") for root in (elsewhere, place)]
+    charged = [kept_row(folder).select_seconds for folder in folders]
+    assert charged[0] == charged[1] > 0
     # Without its line the warm start is made anew, and finds no LoRA to start from.
     shutil.rmtree(elsewhere)
     elsewhere.mkdir()
