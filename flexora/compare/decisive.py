@@ -49,7 +49,8 @@ def without_secrets_inside(value: Any) -> Any:
 
 def shareable(made_with: Mapping[str, Any]) -> dict[str, Any]:
     """What a trial was made with, fit to be given to others."""
-    parts = {name: without_trainer(made_with[name]) for name in ("recipe", "settings") if name in made_with}
+    sections = {name: made_with.get(name) for name in ("recipe", "settings")}
+    parts = {name: without_trainer(part) for name, part in sections.items() if isinstance(part, dict)}
     return {name: without_secrets_inside(value) for name, value in (dict(made_with) | parts).items()}
 
 

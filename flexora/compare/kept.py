@@ -74,8 +74,10 @@ def change_taken(study: Study, trial: Trial, kept: dict[str, Any], given: Mappin
     there = [need for need in study.needs(trial) if need in given or row_file(study.run_folder(need)).is_file()]
     unknown = tuple(f"{need} " for need in study.needs(trial) if need not in there)
     now = json.loads(json.dumps(_taken(study, trial, there, given)))
-    before = {name: value for name, value in kept.get("taken", {}).items() if not name.startswith(unknown)}
-    return first_difference(before, now)
+    before = kept.get("taken")
+    if isinstance(before, dict):
+        before = {name: value for name, value in before.items() if not name.startswith(unknown)}
+    return first_difference({"taken": before}, {"taken": now})
 
 
 def _require_same(study: Study, trial: Trial, folder: RunFolder, *, compare_taken: bool) -> None:

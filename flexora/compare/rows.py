@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from flexora.errors import FlexoraError
 from flexora.files import write_atomically
@@ -100,6 +102,14 @@ class Outcome(_Line):
     metric: str
     rows: int
     right: str
+
+    @field_validator("right")
+    @classmethod
+    def _one_bit_a_row(cls, right: str, info: ValidationInfo) -> str:
+        rows = info.data.get("rows", 0)
+        if re.fullmatch("[0-9a-f]*", right) is None or len(right) != 2 * math.ceil(rows / 8):
+            raise ValueError(f"is not one bit for each of {rows} rows, as hexadecimal digits")
+        return right
 
     @classmethod
     def pack(cls, row: ResultRow, metric: str, right: Sequence[bool]) -> Outcome:

@@ -94,6 +94,8 @@ def test_a_search_that_was_begun_here_is_not_mixed_with_another(lines: Lines, el
         (("outcomes", 0, "rows"), 12, "outcomes.0.rows 12 in the place of 13"),
         (("results", "rows"), 12, "results.rows 12 in the place of 13"),
         (("selection",), None, "has no layers"),
+        (("made_with", "recipe"), "two\nlines", "was made with other settings (recipe two lines -> "),
+        (("made_with", "taken"), [1], "took something else from the trials that it needs (taken [1] -> "),
     ],
 )
 def test_a_line_must_be_that_of_its_trial(
@@ -105,6 +107,13 @@ def test_a_line_must_be_that_of_its_trial(
     place[part[-1]] = value
     assert f"compare: finished: tiny/warm/0 of {elsewhere.file} " in (refused := elsewhere.refuses(*lines.values()))
     assert said in refused
+
+
+@pytest.mark.parametrize("right", ["00", "000000", "00zz", "00 0"])
+def test_outcomes_are_one_bit_a_row(right: str, lines: Lines, elsewhere: Elsewhere) -> None:
+    lines["tiny/lora/0"]["outcomes"][0]["right"] = right
+    said = elsewhere.refuses(*lines.values())
+    assert "line 2: outcomes.0.right: Value error, is not one bit for each of 13 rows" in said
 
 
 def test_the_base_model_has_neither_seed_nor_layers(lines: Lines, elsewhere: Elsewhere) -> None:
