@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0 on success, 2 if the input is at fault, 3 if memory ran out, 130 after Ctrl-C, 143 after
-        SIGTERM, and 1 after an error of flexora's own.
+        The exit status: 0 on success, 2 if the input is at fault, 3 if memory ran out, 128 + n after signal n
+        (130 after Ctrl-C, 143 after SIGTERM, 138 after SLURM's SIGUSR1), and 1 after an error of flexora's own.
     """
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if verb in ("-h", "--help", "--version"):

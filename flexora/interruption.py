@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C: they leave a note, and the work ends at the next place where all processes look at it.
+"""SIGTERM, Ctrl-C, SLURM's requeue: they leave a note; the work ends at the next place where all processes look at it.
 
 A handler that saved by itself would come in the middle of a step, and Lightning's looks between batches alone: an outer
-step of the search is one, and may take minutes. Under SLURM its requeue signal stays Lightning's.
+step of the search is one, and may take minutes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,15 @@ from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
 from flexora.errors import Interrupted
+from flexora.requeue import Job, take_over
 
 #: The signal that asked this process to stop, or 0.
 _asked = 0
+#: The job that SLURM's signal puts back into the queue.
+_job: Job | None = None
+
+#: More than any signal's number.
+_FIRST = 128
 
 
 def heed(world_size: int = 1, device: torch.device | None = None) -> None:
@@ -35,9 +41,9 @@ def heed(world_size: int = 1, device: torch.device | None = None) -> None:
     """
     number = _asked
     if world_size > 1:
-        joint = torch.tensor(number, device=device)
+        joint = torch.tensor(number + _FIRST * _is_requeue(number), device=device)  # of several, a requeue is heeded
         distributed.all_reduce(joint, distributed.ReduceOp.MAX)
-        number = int(joint)
+        number = int(joint) % _FIRST
     if number:
         raise Interrupted(128 + number)
 
@@ -50,7 +56,7 @@ class StopOnSignal(Callback):
 
     def on_train_start(self, *args: Any, **kwargs: Any) -> None:
         """Take the signals over; Lightning has just put its own handlers in their place."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, *_requeue_signal()):
             signal.signal(number, _note)
 
     on_validation_start = on_test_start = on_predict_start = on_train_start
@@ -60,6 +66,21 @@ class StopOnSignal(Callback):
         heed(trainer.world_size, trainer.strategy.root_device)
 
     on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Put the job back into the queue, before any process leaves: with the first one SLURM may end all."""
+        if isinstance(exception, Interrupted) and _requeued(exception):
+            trainer.strategy.barrier()
+
+
+def follow(trainer: L.Trainer) -> None:
+    """Take SLURM's requeue signal over from a trainer, before it starts.
+
+    Raises:
+        FlexoraError: If there is a checkpoint that Lightning would load by itself.
+    """
+    global _job  # noqa: PLW0603 - a process has its signals once
+    _job = take_over(trainer)
 
 
 @contextmanager
@@ -71,10 +92,15 @@ def leaving() -> Iterator[None]:
     """
     global _asked  # noqa: PLW0603 - a process has its signals once
     _asked = 0
-    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, *_requeue_signal())}
     signal.signal(signal.SIGTERM, _leave)
+    for number in _requeue_signal():
+        signal.signal(number, _note)  # whenever it comes, all processes get to the same place with it
     try:
         yield
+    except Interrupted as stop:
+        _requeued(stop)
+        raise
     finally:
         _asked = 0
         for number, handler in old.items():  # Lightning ignores Ctrl-C from the first one on
@@ -85,7 +111,24 @@ def _note(number: int, frame: FrameType | None) -> None:
     global _asked  # noqa: PLW0603 - handlers have no other place for it
     if number == signal.SIGINT == _asked:
         raise KeyboardInterrupt  # the second Ctrl-C
-    _asked = number
+    if not _is_requeue(_asked):  # SIGTERM may follow it
+        _asked = number
+
+
+def _requeue_signal() -> tuple[signal.Signals, ...]:
+    return () if _job is None else (_job.number,)
+
+
+def _is_requeue(number: int) -> bool:
+    return number in _requeue_signal()
+
+
+def _requeued(stop: Interrupted) -> bool:
+    """Whether it was the requeue signal; then the job is put back into the queue."""
+    if _job is None or not _is_requeue(stop.status - 128):
+        return False
+    _job.requeue()
+    return True
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -60,7 +60,7 @@ class FinetuneFiles(Callback):
         self.best = state_dict["best"]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Say where the step began, whatever part of it is done; so also before SLURM starts the job again."""
+        """Say where the step began, whatever part of it is done."""
         if self._start is not None:
             checkpoint["loops"] = {"fit_loop": self._start["loop"]}
             means = _gathered(self._start["mean"], trainer.world_size)  # every process has its own

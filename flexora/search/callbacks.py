@@ -88,15 +88,6 @@ class SearchFiles(Callback):
             self._write_before(trainer)
             trainer.strategy.barrier()  # Lightning kills all processes soon after the first has left
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write our own where Lightning makes a checkpoint, as it does before it has SLURM start the job again.
-
-        Its own is left with nothing that could differ from ours: what is in it was taken anywhere within a step.
-        """
-        self._write_before(trainer)
-        checkpoint["state_dict"] = {}
-        del checkpoint["loops"]
-
     def _write_before(self, trainer: L.Trainer) -> None:
         """Write the state before the step that is being made, unless it is the first one."""
         if trainer.is_global_zero and self._before is not None and self._before["history"]:

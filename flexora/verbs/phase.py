@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from flexora.backbone.limits import Phase, require_trainer
 from flexora.data.datamodule import AnswerDataModule
 from flexora.errors import FlexoraError, Interrupted
-from flexora.interruption import StopOnSignal, leaving
+from flexora.interruption import StopOnSignal, follow, leaving
 from flexora.recipe import one_line
 from flexora.trust import restrict_imports
 from flexora.verbs.memory import memory_watched
@@ -117,6 +117,7 @@ def lightning_cli(
         )
     if hasattr(cli, "trainer"):
         require_trainer(cli.trainer, phase)  # before Lightning starts a process for each device
+        follow(cli.trainer)
     return cli
 
 

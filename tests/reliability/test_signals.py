@@ -9,14 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 
 from flexora import interruption
 from flexora.checkpoint import CheckpointFolder
 from flexora.cli import main
-from flexora.finetune.module import FinetuneModule
-from flexora.search.module import SearchModule
 from tests.commands import start_on_each_device
 
 #: Gradients of one outer step with T = 2 that is checked: 2 + 1 + 2 of the exact one, 2 + 1 + 4 of the other.
@@ -108,32 +105,6 @@ def test_sigterm_anywhere_in_the_finetune(
         assert stops < looks, "it does not get on"
     assert stops >= 4
     assert result(cut / "finetune") == result(tmp_path / "straight" / "finetune")
-
-
-@pytest.mark.parametrize("verb", ["search", "finetune"])
-def test_what_slurm_starts_again_goes_on(
-    verb: str, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before a requeue Lightning saves from its handler, anywhere within a step, and the next start loads that file."""
-    monkeypatch.setattr("flexora.report.html.draw", lambda *_: {})
-    arguments = [verb, "--config", str(recipe()), "--trainer.accumulate_grad_batches=2", "--output_dir"]
-    arguments[3:3] = ["--selection=1"] if verb == "finetune" else ["--search.checkpoint_every=1000"]
-    assert main([*arguments, str(tmp_path / "straight")]) == 0
-    kind: Any = {"search": SearchModule, "finetune": FinetuneModule}[verb]
-    file, fit, step = tmp_path / "hpc_ckpt_1.ckpt", L.Trainer.fit, kind.training_step
-
-    def save_and_leave(module: L.LightningModule, batch: Any, batch_idx: int) -> Any:
-        if batch_idx == 1:
-            module.trainer.save_checkpoint(file)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(module, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(kind, "training_step", save_and_leave)
-        assert main([*arguments, str(tmp_path / "cut")]) == 143
-    monkeypatch.setattr(L.Trainer, "fit", lambda *given, **named: fit(*given, **named | {"ckpt_path": file}))
-    assert main([*arguments, str(tmp_path / "cut")]) == 0
-    assert result(tmp_path / "cut" / verb) == result(tmp_path / "straight" / verb)
 
 
 @pytest.mark.parametrize("verb", ["search", "finetune"])
