@@ -66,6 +66,7 @@ class StopOnSignal(Callback):
         heed(trainer.world_size, trainer.strategy.root_device)
 
     on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
+    on_train_end = on_test_end = on_predict_end = on_train_batch_start  # a signal in the last batch
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Put the job back into the queue, before any process leaves: with the first one SLURM may end all."""
@@ -88,7 +89,7 @@ def leaving() -> Iterator[None]:
     """Have SIGTERM and Ctrl-C raise where they come, until :class:`StopOnSignal` takes them over.
 
     Raises:
-        Interrupted: On SIGTERM, where nothing was begun that could be saved.
+        Interrupted: On SIGTERM, where nothing was begun that could be saved; on a signal that nobody has heeded.
     """
     global _asked  # noqa: PLW0603 - a process has its signals once
     _asked = 0
@@ -98,6 +99,7 @@ def leaving() -> Iterator[None]:
         signal.signal(number, _note)  # whenever it comes, all processes get to the same place with it
     try:
         yield
+        heed()
     except Interrupted as stop:
         _requeued(stop)
         raise

@@ -75,11 +75,13 @@ class SearchFiles(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Keep the history up to date, and the state every few steps."""
+        module = cast("SearchModule", pl_module)
+        if is_last := module.outer_step == module.total_steps:
+            self._before = None  # a signal that comes now breaks nothing off
         if not trainer.is_global_zero:
             return
-        module = cast("SearchModule", pl_module)
         write_history(self.folder / "history.csv", module.history, module.units)
-        if module.outer_step % module.checkpoint_every == 0 or module.outer_step == module.total_steps:
+        if module.outer_step % module.checkpoint_every == 0 or is_last:
             self._write(snapshot(module))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

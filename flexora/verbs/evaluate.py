@@ -11,7 +11,6 @@ from rich.console import Console
 
 from flexora.backbone.adapters import adapter_size
 from flexora.errors import FlexoraError
-from flexora.interruption import heed
 from flexora.report.html import write_report
 from flexora.report.terminal import referee_lines, results_table
 from flexora.scoring.accuracy import RowScore, arm_result, average
@@ -65,11 +64,10 @@ def main(arguments: Sequence[str]) -> int:
         Console(stderr=True).print(
             f"evaluate: {arm}: its adapter is not the one that was scored; left out", soft_wrap=True
         )
-    # Around all arms: a signal in the last batch of one is heeded at the next one's first.
-    with folder.locked(), plain_errors(recipe, "evaluate"):
+    with folder.locked():
         if not again:
             folder.start("evaluate", settings)
-        with measured(folder.root / "evaluate"):
+        with plain_errors(recipe, "evaluate"), measured(folder.root / "evaluate"):
             results, rows = _score(cli, adapters)
         if again:
             keep_comparisons(results, recipe, settings["adapters"])
@@ -80,7 +78,8 @@ def main(arguments: Sequence[str]) -> int:
         if wanted["referee"]:
             # Done as far as it goes: nothing is lost where the referee fails, and the same command asks it again.
             folder.finish("evaluate", settings | {"evaluate": {**wanted, "referee": None}})
-            _ask_referee(cli, adapters, rows, results)
+            with plain_errors(recipe, "evaluate"):
+                _ask_referee(cli, adapters, rows, results)
             results.write(folder.results)
         folder.finish("evaluate", settings)
         write_report(folder.root, recipe.sections["report"]["title"])
@@ -142,7 +141,6 @@ def _score(cli: LightningCLI, adapters: dict[str, Path | None]) -> tuple[Results
 
 def _ask_referee(cli: LightningCLI, adapters: dict[str, Path | None], rows: Scores, results: Results) -> None:
     """Have the harness score the same, and put how far it is into the results; it loads each adapter once."""
-    heed()
     data: AnswerDataModule = cli.datamodule
     for place, (arm, adapter) in enumerate(adapters.items()):
         model = harness_model(data, cli.model.backbone, adapter, str(cli.trainer.strategy.root_device))

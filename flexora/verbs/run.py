@@ -13,7 +13,7 @@ from rich.console import Console
 from torch.distributed import is_torchelastic_launched
 
 from flexora.backbone.limits import Phase
-from flexora.errors import FlexoraError
+from flexora.errors import FlexoraError, Interrupted
 from flexora.places import own_path
 from flexora.processes import forwarded
 from flexora.report.html import write_report
@@ -123,9 +123,21 @@ def _require_same(recipe: Recipe, step: Step) -> None:
 
 
 def _call(command: Sequence[str]) -> int:
-    """Run a phase, pass signals on to it, and return its exit status (128 + n after signal n)."""
+    """Run a phase, pass signals on to it, and return its exit status (128 + n after signal n).
+
+    Raises:
+        Interrupted: If a signal was passed on, and came too late to stop the phase: no other one may start.
+    """
+    passed: list[int] = []
     # A process group of its own: Ctrl-C in the terminal reaches this process alone, which hands it on once.
     process = subprocess.Popen(command, process_group=0)
-    with forwarded(process.send_signal):
+
+    def send(number: int) -> None:
+        passed.append(number)
+        process.send_signal(number)
+
+    with forwarded(send):
         status = process.wait()
+    if passed and not status:
+        raise Interrupted(128 + passed[0])
     return 128 - status if status < 0 else status

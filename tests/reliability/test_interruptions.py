@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from flexora.checkpoint import CheckpointFolder, read_checkpoint
+from flexora.errors import Interrupted
+from flexora.verbs.run import _call as run_phase
 from tests.commands import start_command
 from tests.reliability.holding import LOSS, Commands, Hold, products, status
+
+#: The call for the last batch of the fine-tune's last validation.
+LAST = 26
 
 
 def done(command: list[str], tmp_path: Path) -> None:
@@ -48,9 +56,9 @@ def test_the_second_ctrl_c_does_not_wait_for_the_step(
     assert products(out / verb) == products(tmp_path / "straight" / verb)
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
 def test_an_evaluation_that_is_stopped_leaves_nothing(at: int, commands: Commands, tmp_path: Path) -> None:
-    """At the first arm's first and last batch, and in the second arm."""
+    """At the first and the last batch of each arm."""
     out, printed, hold = tmp_path / "out", tmp_path / "printed.txt", Hold(tmp_path / "held", LOSS["evaluate"], at)
     command = [*commands["evaluate"], str(out)]
     process = start_command(command, printed, prepare=hold)
@@ -65,3 +73,35 @@ def test_an_evaluation_that_is_stopped_leaves_nothing(at: int, commands: Command
     done(command, tmp_path)
     done([*commands["evaluate"], str(tmp_path / "straight")], tmp_path)
     assert products(out / "evaluate") == products(tmp_path / "straight" / "evaluate")
+
+
+def test_a_signal_in_the_last_validation_is_not_lost(commands: Commands, tmp_path: Path) -> None:
+    out, printed, command = tmp_path / "out", tmp_path / "printed.txt", commands["finetune"]
+    never = Hold(tmp_path / "never", LOSS["finetune"], LAST + 1)
+    assert status(start_command([*command, str(tmp_path / "straight")], printed, prepare=never)) == 0
+    hold = Hold(tmp_path / "held", LOSS["finetune"], LAST)
+    process = start_command([*command, str(out)], printed, prepare=hold)
+    hold.wait_until_reached([process], printed)
+    hold.note(process, signal.SIGTERM, printed)
+    hold.let_go()
+    assert status(process) == 143, printed.read_text()
+    assert not (out / "finetune" / "done.json").exists()
+    done([*command, str(out)], tmp_path)
+    assert products(out / "finetune") == products(tmp_path / "straight" / "finetune")
+
+
+def test_no_phase_follows_one_that_a_signal_did_not_stop(tmp_path: Path) -> None:
+    """It came when the phase had done its work already."""
+    ready = tmp_path / "ready"
+    deaf = "import pathlib, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]);"
+    deaf += " pathlib.Path(sys.argv[1]).touch(); signal.sigwait([signal.SIGTERM])"
+
+    def stop() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(Interrupted) as stopped:
+        run_phase([sys.executable, "-c", deaf, str(ready)])
+    assert stopped.value.status == 143
