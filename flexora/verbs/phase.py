@@ -170,6 +170,8 @@ def _own_errors() -> Iterator[None]:
     except ValueError as error:
         if isinstance(error.__cause__, FlexoraError):
             raise error.__cause__ from None
+        if isinstance(error.__cause__, MisconfigurationException):
+            raise _trainer_error(error.__cause__) from None
         raise
 
 
