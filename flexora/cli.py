@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from flexora.errors import FlexoraError, Interrupted, OutOfMemoryError, ran_out_of_memory
+from flexora.errors import FlexoraError, Interrupted, OutOfMemoryError, interruption_line, ran_out_of_memory
 from flexora.secrets import without_secrets
 from flexora.trust import FLAG, REMOTE_CODE_FLAG, permission
 
@@ -61,7 +61,7 @@ def _run(verb: str, rest: Sequence[str]) -> int:
         print(f"flexora {verb}: error: {without_secrets(str(error))}", file=sys.stderr)
         return error.status
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"flexora {verb}: interrupted; the same command goes on from what is done", file=sys.stderr)
+        print(interruption_line(verb), file=sys.stderr)
         return stop.status if isinstance(stop, Interrupted) else 130
     except SystemExit as leave:  # --help and --print_config leave this way
         return leave.code if isinstance(leave.code, int) else 0

@@ -59,6 +59,11 @@ def first_line(error: BaseException) -> str:
     return next((shown(line) for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def interruption_line(verb: str) -> str:
+    """What a command says that a signal has stopped."""
+    return f"flexora {verb}: interrupted; the same command goes on from what is done"
+
+
 class Interrupted(Exception):  # noqa: N818 - not an error
     """A signal stopped the work.
 

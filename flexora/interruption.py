@@ -18,12 +18,15 @@ from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
 from flexora.errors import Interrupted
+from flexora.impatience import second_ctrl_c_ends
 from flexora.requeue import Job, take_over
 
 #: The signal that asked this process to stop, or 0.
 _asked = 0
 #: The job that SLURM's signal puts back into the queue.
 _job: Job | None = None
+#: Lightning's, of the processes that it started beside this one.
+_launcher: Any = None
 
 #: More than any signal's number.
 _FIRST = 128
@@ -75,18 +78,21 @@ class StopOnSignal(Callback):
 
 
 def follow(trainer: L.Trainer) -> None:
-    """Take SLURM's requeue signal over from a trainer, before it starts.
+    """Take SLURM's requeue signal over from a trainer, before it starts, and know its processes.
 
     Raises:
         FlexoraError: If there is a checkpoint that Lightning would load by itself.
     """
-    global _job  # noqa: PLW0603 - a process has its signals once
-    _job = take_over(trainer)
+    global _job, _launcher
+    _job, _launcher = take_over(trainer), trainer.strategy.launcher
 
 
 @contextmanager
-def leaving() -> Iterator[None]:
+def leaving(verb: str) -> Iterator[None]:
     """Have SIGTERM and Ctrl-C raise where they come, until :class:`StopOnSignal` takes them over.
+
+    Args:
+        verb: What they interrupt.
 
     Raises:
         Interrupted: On SIGTERM, where nothing was begun that could be saved; on a signal that nobody has heeded.
@@ -98,7 +104,8 @@ def leaving() -> Iterator[None]:
     for number in _requeue_signal():
         signal.signal(number, _note)  # whenever it comes, all processes get to the same place with it
     try:
-        yield
+        with second_ctrl_c_ends(verb, _kill_others):
+            yield
         heed()
     except Interrupted as stop:
         _requeued(stop)
@@ -111,8 +118,6 @@ def leaving() -> Iterator[None]:
 
 def _note(number: int, frame: FrameType | None) -> None:
     global _asked  # noqa: PLW0603 - handlers have no other place for it
-    if number == signal.SIGINT == _asked:
-        raise KeyboardInterrupt  # the second Ctrl-C
     if not _is_requeue(_asked):  # SIGTERM may follow it
         _asked = number
 
@@ -131,6 +136,11 @@ def _requeued(stop: Interrupted) -> bool:
         return False
     _job.requeue()
     return True
+
+
+def _kill_others() -> None:
+    if _launcher is not None:
+        _launcher.kill(signal.SIGKILL)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -137,7 +137,7 @@ def plain_errors(recipe: Recipe, phase: Phase) -> Iterator[None]:
         Interrupted: If a signal stopped the Trainer.
     """
     try:
-        with leaving(), memory_watched(recipe, phase):
+        with leaving(phase), memory_watched(recipe, phase):
             yield
     except MisconfigurationException as error:
         raise _trainer_error(error) from error

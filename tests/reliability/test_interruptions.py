@@ -14,8 +14,8 @@ import pytest
 from flexora.checkpoint import CheckpointFolder, read_checkpoint
 from flexora.errors import Interrupted
 from flexora.verbs.run import _call as run_phase
-from tests.commands import start_command
-from tests.reliability.holding import LOSS, Commands, Hold, products, status
+from tests.commands import start_command, start_on_each_device
+from tests.reliability.holding import LOSS, PATIENCE, Commands, Hold, products, status
 
 #: The call for the last batch of the fine-tune's last validation.
 LAST = 26
@@ -54,6 +54,25 @@ def test_the_second_ctrl_c_does_not_wait_for_the_step(
     done(command, tmp_path)
     done([*command, f"--output_dir={tmp_path / 'straight'}"], tmp_path)
     assert products(out / verb) == products(tmp_path / "straight" / verb)
+
+
+def test_the_second_ctrl_c_does_not_wait_for_another_process(commands: Commands, tmp_path: Path) -> None:
+    """The first process waits in a collective for the second one, which never comes."""
+    printed = [tmp_path / f"printed_{rank}.txt" for rank in range(2)]
+    hold = Hold(tmp_path / "held", LOSS["search"], 18)
+    command = [*commands["search"], str(tmp_path / "out"), "--trainer.devices=2"]
+    first, second = start_on_each_device(command, printed, {1: hold})
+    hold.wait_until_reached([first, second], printed[1])
+    assert first.pid is not None
+    for _ in range(PATIENCE):
+        if not first.is_alive():
+            break
+        os.kill(first.pid, signal.SIGINT)
+        first.join(timeout=1)
+    assert first.exitcode == 130, printed[0].read_text()
+    (line,) = [line for line in printed[0].read_text().splitlines() if line.startswith("flexora ")]
+    assert line == "flexora search: interrupted; the same command goes on from what is done"
+    second.kill()
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
