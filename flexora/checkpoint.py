@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from flexora.errors import FlexoraError
-from flexora.files import sha256_of, write_atomically, write_json
+from flexora.files import sha256_of, write_hashed, write_json
 
 
 class CheckpointFolder:
@@ -41,10 +40,8 @@ class CheckpointFolder:
         try:
             if not _is_whole(file):  # as it is where a step is done again
                 self._delete(file)
-                buffer = io.BytesIO()
-                torch.save(checkpoint, buffer)
-                write_atomically(file, buffer.getvalue())
-                write_json(_manifest(file), {"sha256": sha256_of(file)})
+                digest = write_hashed(file, lambda opened: torch.save(checkpoint, opened))
+                write_json(_manifest(file), {"sha256": digest})
             self._delete_all_but([old for old in self._files() if old <= file][-self.keep :])
         except OSError as error:
             raise FlexoraError(
@@ -55,12 +52,14 @@ class CheckpointFolder:
         """The newest whole checkpoint; none where none was finished.
 
         Args:
-            tell: Is given a line on each newer one that is broken.
+            tell: Is given a line on each newer one that is broken, and on those without a manifest.
 
         Raises:
             FlexoraError: If there are some, but all are broken.
         """
         files = self._files()
+        if nameless := len(set(self.folder.glob("step-*.ckpt")) - set(files)):
+            tell(f"checkpoint: {nameless} checkpoints without a manifest in {self.folder}; they do not count")
         for file in reversed(files):
             if _is_whole(file):
                 return file
@@ -74,7 +73,7 @@ class CheckpointFolder:
         return sorted(manifest.with_suffix(".ckpt") for manifest in self.folder.glob("step-*.json"))
 
     def _delete_all_but(self, kept: list[Path]) -> None:
-        for file in self.folder.glob("step-*.ckpt"):
+        for file in self._files():  # one without a manifest may be somebody's, who lost that
             if file not in kept:
                 self._delete(file)
         for unfinished in self.folder.glob(".step-*"):  # of a process that was killed

@@ -6,15 +6,71 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from flexora.errors import FlexoraError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 #: Bytes of a sample, and samples of a file.
 SAMPLE, SAMPLES = 1 << 16, 5
+
+
+class HashedFile:
+    """A file that is written from its beginning to its end, with the hash of what went into it.
+
+    An error of the disk is kept until the writer is done: it may be a library that makes another one of it.
+
+    Args:
+        file: Where it goes.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sha256 = hashlib.sha256()
+        self._error: OSError | None = None
+
+    def write(self, data: Buffer) -> int:
+        """Write on."""
+        if self._error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._error = error
+        self._sha256.update(data)
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """Nothing: the whole file is synced at its end."""
+
+    def hexdigest(self) -> str:
+        """Hash of all that was written.
+
+        Raises:
+            OSError: If that failed.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._sha256.hexdigest()
+
+
+def write_hashed(path: Path, fill: Callable[[IO[bytes]], object]) -> str:
+    """Have a file written piece by piece, as :func:`write_atomically` does it with one that is in memory.
+
+    Returns:
+        The hash of its bytes, as hexadecimal digits.
+
+    Raises:
+        FlexoraError: If the folder cannot be written to or the disk is full; ``path`` is then untouched.
+    """
+    with _told(path), _replacement(path) as file:
+        hashed = HashedFile(file)
+        fill(cast("IO[bytes]", hashed))
+        return hashed.hexdigest()
 
 
 def write_atomically(path: Path, content: str | bytes) -> Path:
@@ -32,19 +88,28 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
     Raises:
         FlexoraError: If the folder cannot be written to or the disk is full; ``path`` is then untouched.
     """
+    with _told(path), _replacement(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say in one line why a file cannot be written."""
     try:
-        return _replace(path, content)
+        yield
     except OSError as error:
         raise FlexoraError(f"cannot write {path}: {error.strerror}; make room or choose another place") from error
 
 
-def _replace(path: Path, content: str | bytes) -> Path:
+@contextmanager
+def _replacement(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write, which takes the place of ``path`` when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)  # mkstemp gives 0600, too narrow for a result that others read
@@ -53,7 +118,6 @@ def _replace(path: Path, content: str | bytes) -> Path:
         Path(name).unlink(missing_ok=True)
         raise
     _sync(path.parent)
-    return path
 
 
 def _sync(folder: Path) -> None:

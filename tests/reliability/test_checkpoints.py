@@ -176,3 +176,29 @@ def test_a_small_tmpfs(tmp_path: Path) -> None:
         assert found(checkpoints) == 1
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_one_without_a_manifest_is_told_of_and_kept(checkpoints: CheckpointFolder) -> None:
+    (checkpoints.folder / "step-0000009.json").unlink()
+    told: list[str] = []
+    assert found(checkpoints, told) == 12
+    assert told == [f"checkpoint: 1 checkpoints without a manifest in {checkpoints.folder}; they do not count"]
+    for step in (13, 14):
+        checkpoints.write(step, state(step))
+    steps = [f"step-{step:07d}.{kind}" for step in (13, 14) for kind in ("ckpt", "json")]
+    assert names(checkpoints) == ["step-0000009.ckpt", *steps]
+
+
+def test_a_checkpoint_is_not_built_in_memory(tmp_path: Path) -> None:
+    """Half a gigabyte would do it; ten times less room is left."""
+    large = {"theta": torch.zeros(2**27)}
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 50 * 2**20, limits[1]))
+    try:
+        CheckpointFolder(tmp_path / "large").write(1, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    newest = CheckpointFolder(tmp_path / "large").newest(pytest.fail)
+    assert newest is not None
+    assert newest.stat().st_size > 2**29
