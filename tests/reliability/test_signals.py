@@ -79,7 +79,7 @@ ADALORA = "{class_path: AdaLoraConfig, init_args: {init_r: 4, target_r: 2, tinit
     ("flags", "places"),
     [
         # From a step's start: in its second batch or its successor's first, in a validation, after it or the last one.
-        ([], (3, 2, 4, 5, 6)),
+        ([], (3, 2, 4, 5, 6, 7)),
         (["--trainer.precision=bf16-mixed"], (6, 7)),
         (["--finetune.adapter", ADALORA], (6, 7)),
         (["--finetune.trainer.val_check_interval=0.5"], (4, 5, 7)),
