@@ -84,6 +84,11 @@ class CheckpointFolder:
         file.unlink(missing_ok=True)
 
 
+def step_of(file: Path | None) -> int:
+    """The step of a checkpoint by its name; 0 for none."""
+    return 0 if file is None else int(file.stem.removeprefix("step-"))
+
+
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """Read a checkpoint on the CPU; nothing in it is executed.
 

@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
 
-from flexora.checkpoint import CheckpointFolder
+from flexora.agreement import require_same_step, written_by_first
+from flexora.checkpoint import CheckpointFolder, step_of
 from flexora.data.batching import LengthGroupedBatches
 from flexora.errors import Interrupted
 
@@ -48,8 +49,15 @@ class FinetuneFiles(Callback):
         return None if self.best is None else self.best["weights"]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Know how many to keep."""
+        """Know how many to keep, and that all processes have found the same one.
+
+        Raises:
+            FlexoraError: If they have not.
+        """
         self.checkpoints.keep = cast("FinetuneModule", pl_module).keep_checkpoints
+        # Once more: Lightning was given it and keeps it to itself, and where some restore and others do not, all wait.
+        found = self.checkpoints.newest(lambda _: None) if trainer.world_size > 1 else None
+        require_same_step(trainer, step_of(found), self.checkpoints.folder)
 
     def state_dict(self) -> dict[str, Any]:
         """The best adapter is part of a checkpoint."""
@@ -136,9 +144,7 @@ class FinetuneFiles(Callback):
             return
         # Trainer.save_checkpoint would stage the file in $TMPDIR, and sync neither it nor its folder.
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        if trainer.is_global_zero:
-            self.checkpoints.write(trainer.global_step, checkpoint)
-        trainer.strategy.barrier()
+        written_by_first(trainer, lambda: self.checkpoints.write(trainer.global_step, checkpoint))
         self._saved = trainer.global_step
 
 

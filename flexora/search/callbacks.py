@@ -9,7 +9,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from flexora.checkpoint import CheckpointFolder, read_checkpoint
+from flexora.agreement import require_same_step, written_by_first
+from flexora.checkpoint import CheckpointFolder, read_checkpoint, step_of
 from flexora.data.bilevel import BilevelDataModule
 from flexora.errors import FlexoraError, Interrupted
 from flexora.search.history import write_history
@@ -45,6 +46,7 @@ class SearchFiles(Callback):
         """
         self.checkpoints.keep = cast("SearchModule", pl_module).keep_checkpoints
         newest = self.checkpoints.newest(trainer.print)
+        require_same_step(trainer, step_of(newest), self.checkpoints.folder)
         if newest is None:
             return
         self._read = read_checkpoint(newest)
@@ -78,22 +80,16 @@ class SearchFiles(Callback):
         module = cast("SearchModule", pl_module)
         if is_last := module.outer_step == module.total_steps:
             self._before = None  # a signal that comes now breaks nothing off
-        if not trainer.is_global_zero:
-            return
-        write_history(self.folder / "history.csv", module.history, module.units)
+        if trainer.is_global_zero:
+            write_history(self.folder / "history.csv", module.history, module.units)
         if module.outer_step % module.checkpoint_every == 0 or is_last:
-            self._write(snapshot(module))
+            self._write(trainer, snapshot(module))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write the state before the step that a signal broke off."""
-        if isinstance(exception, Interrupted | SIGTERMException) and self._before is not None:
-            self._write_before(trainer)
-            trainer.strategy.barrier()  # Lightning kills all processes soon after the first has left
+        # Not before the first step; all wait: Lightning kills all processes soon after the first has left.
+        if isinstance(exception, Interrupted | SIGTERMException) and self._before and self._before["history"]:
+            self._write(trainer, self._before)
 
-    def _write_before(self, trainer: L.Trainer) -> None:
-        """Write the state before the step that is being made, unless it is the first one."""
-        if trainer.is_global_zero and self._before is not None and self._before["history"]:
-            self._write(self._before)
-
-    def _write(self, kept: dict[str, Any]) -> None:
-        self.checkpoints.write(len(kept["history"]), to_file(kept))
+    def _write(self, trainer: L.Trainer, kept: dict[str, Any]) -> None:
+        written_by_first(trainer, lambda: self.checkpoints.write(len(kept["history"]), to_file(kept)))
