@@ -54,7 +54,7 @@ class PhaseCLI(LightningCLI):
         """
         try:
             return super().instantiate_trainer(**options)
-        except (MisconfigurationException, ImportError, ValueError) as error:
+        except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
             raise _trainer_error(error) from error
 
 
