@@ -14,6 +14,9 @@ from contextlib import contextmanager
 
 from flexora.errors import interruption_line
 
+#: What ends the thread; no signal has this number.
+END = b"\0"
+
 
 @contextmanager
 def second_ctrl_c_ends(verb: str, before: Callable[[], None]) -> Iterator[None]:
@@ -32,14 +35,15 @@ def second_ctrl_c_ends(verb: str, before: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(old)
-        os.close(writing)
+        os.write(writing, END)  # not its closing: a process that was forked meanwhile may hold it open
         thread.join()
+        os.close(writing)
         os.close(reading)
 
 
 def _watch(reading: int, verb: str, before: Callable[[], None]) -> None:
     asked = False
-    while number := os.read(reading, 1):
+    while (number := os.read(reading, 1)) != END:
         if number[0] == signal.SIGINT and asked:
             before()
             os.write(2, f"{interruption_line(verb)}\n".encode())

@@ -17,12 +17,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
-from flexora.errors import Interrupted
+from flexora.errors import FlexoraError, Interrupted
 from flexora.impatience import second_ctrl_c_ends
 from flexora.requeue import Job, take_over
 
 #: The signal that asked this process to stop, or 0.
 _asked = 0
+#: Signals that whoever started this process wants it to ignore.
+_ignored: set[int] = set()
 #: The job that SLURM's signal puts back into the queue.
 _job: Job | None = None
 #: Lightning's, of the processes that it started beside this one.
@@ -60,7 +62,7 @@ class StopOnSignal(Callback):
     def on_train_start(self, *args: Any, **kwargs: Any) -> None:
         """Take the signals over; Lightning has just put its own handlers in their place."""
         for number in (signal.SIGTERM, signal.SIGINT, *_requeue_signal()):
-            signal.signal(number, _note)
+            signal.signal(number, signal.SIG_IGN if number in _ignored else _note)
 
     on_validation_start = on_test_start = on_predict_start = on_train_start
 
@@ -72,7 +74,13 @@ class StopOnSignal(Callback):
     on_train_end = on_test_end = on_predict_end = on_train_batch_start  # a signal in the last batch
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Put the job back into the queue, before any process leaves: with the first one SLURM may end all."""
+        """Put the job back into the queue, before any process leaves: with the first one SLURM may end all.
+
+        What ends all processes must not end this one sooner: when the first of the others has left, a thread of
+        Lightning's would kill it before it has said its line.
+        """
+        if isinstance(exception, Interrupted | FlexoraError) and _launcher is not None:
+            getattr(_launcher, "procs", []).clear()
         if isinstance(exception, Interrupted) and _requeued(exception):
             trainer.strategy.barrier()
 
@@ -85,6 +93,8 @@ def follow(trainer: L.Trainer) -> None:
     """
     global _job, _launcher
     _job, _launcher = take_over(trainer), trainer.strategy.launcher
+    for number in _requeue_signal():
+        signal.signal(number, _note)  # whenever it comes, all processes get to the same place with it
 
 
 @contextmanager
@@ -98,11 +108,12 @@ def leaving(verb: str) -> Iterator[None]:
         Interrupted: On SIGTERM, where nothing was begun that could be saved; on a signal that nobody has heeded.
     """
     global _asked  # noqa: PLW0603 - a process has its signals once
-    _asked = 0
-    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, *_requeue_signal())}
-    signal.signal(signal.SIGTERM, _leave)
-    for number in _requeue_signal():
-        signal.signal(number, _note)  # whenever it comes, all processes get to the same place with it
+    _asked = _asked if _is_requeue(_asked) else 0  # that one may have come while rows were read
+    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    _ignored.clear()
+    _ignored.update(number for number, handler in old.items() if handler == signal.SIG_IGN)  # as a shell's & has it
+    if signal.SIGTERM not in _ignored:
+        signal.signal(signal.SIGTERM, _leave)
     try:
         with second_ctrl_c_ends(verb, _kill_others):
             yield
@@ -144,4 +155,5 @@ def _kill_others() -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
+    _kill_others()  # they would go on alone
     raise Interrupted(128 + number)

@@ -61,7 +61,7 @@ def take_over(trainer: L.Trainer) -> Job | None:
     """
     if SLURMEnvironment.detect():
         for file in sorted(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt")):
-            raise FlexoraError(f"{file}: saved by Lightning in the middle of a step, and no place to go on; delete it")
+            raise FlexoraError(f"{file}: Lightning saved it in the middle of a step, and would load it; delete it")
     environment = trainer._accelerator_connector.cluster_environment
     if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
         return None

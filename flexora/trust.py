@@ -50,7 +50,7 @@ def permission(arguments: Sequence[str]) -> Iterator[list[str]]:
     for argument in given:
         name, equals, value = argument.partition("=")
         if name == FLAG:
-            names.append(value if equals else next(given, ""))
+            names.append((value if equals else next(given, "")) or " ")  # a flag without a name is a mistake
         elif argument == REMOTE_CODE_FLAG:
             allowed[REMOTE_CODE_VARIABLE] = "1"
         else:
@@ -86,7 +86,8 @@ def require_remote_code() -> None:
 def restrict_imports() -> None:
     """Have jsonargparse import what :func:`class_names` and the user allow, and nothing else that a value names.
 
-    It is called where recipes are parsed and not on import: a parser of one's own keeps its own rules.
+    It is called where recipes are parsed and not on import. jsonargparse keeps it for the process: a script that then
+    parses by a parser of its own sets its own rules again.
 
     Raises:
         FlexoraError: If ``FLEXORA_ALLOW_IMPORT`` holds something else than names.
@@ -155,8 +156,8 @@ def _names_of(kind: type) -> Iterator[str]:
 
 
 def _permitted() -> set[str]:
-    text = os.environ.get(VARIABLE)  # set to nothing it is a mistake, too
-    names = {name.strip() for name in text.split(",")} if text is not None else set()
+    text = os.environ.get(VARIABLE)
+    names = {name.strip() for name in text.split(",")} if text else set()
     for name in names:
         if not all(part.isidentifier() for part in name.split(".")) or name.split(".")[0] == "jsonargparse":
             raise FlexoraError(

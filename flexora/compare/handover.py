@@ -58,7 +58,7 @@ def take_over(study: Study, file: Path) -> tuple[int, int]:
 
     Raises:
         FlexoraError: If the file cannot be read, another process works at a trial, or one does not fit the study, the
-            others of the file or those that are here; then nothing is written.
+            others of the file or those that are here; then none is taken over.
     """
     found = read_trials(file)
     for trial in study.trials:

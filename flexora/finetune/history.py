@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback
 
+from flexora.agreement import written_by_first
 from flexora.files import write_atomically
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ class EpochHistory(Callback):
         self._val_loss = None
         row = {"epoch": float(trainer.current_epoch + 1)} | {k: v for k, v in losses.items() if v is not None}
         self._rows[trainer.current_epoch + 1] = row
-        if trainer.is_global_zero:
-            self._write()
+        written_by_first(trainer, self._write)
 
     def _write(self) -> None:
         text = io.StringIO()

@@ -80,16 +80,19 @@ class SearchFiles(Callback):
         module = cast("SearchModule", pl_module)
         if is_last := module.outer_step == module.total_steps:
             self._before = None  # a signal that comes now breaks nothing off
-        if trainer.is_global_zero:
+        is_due = module.outer_step % module.checkpoint_every == 0 or is_last
+        kept = snapshot(module) if is_due else None
+
+        def write() -> None:
             write_history(self.folder / "history.csv", module.history, module.units)
-        if module.outer_step % module.checkpoint_every == 0 or is_last:
-            self._write(trainer, snapshot(module))
+            if kept is not None:
+                self.checkpoints.write(len(kept["history"]), to_file(kept))
+
+        written_by_first(trainer, write)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write the state before the step that a signal broke off."""
         # Not before the first step; all wait: Lightning kills all processes soon after the first has left.
         if isinstance(exception, Interrupted | SIGTERMException) and self._before and self._before["history"]:
-            self._write(trainer, self._before)
-
-    def _write(self, trainer: L.Trainer, kept: dict[str, Any]) -> None:
-        written_by_first(trainer, lambda: self.checkpoints.write(len(kept["history"]), to_file(kept)))
+            before = self._before
+            written_by_first(trainer, lambda: self.checkpoints.write(len(before["history"]), to_file(before)))

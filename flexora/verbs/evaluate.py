@@ -11,6 +11,7 @@ from rich.console import Console
 
 from flexora.backbone.adapters import adapter_size
 from flexora.errors import FlexoraError
+from flexora.interruption import heed
 from flexora.report.html import write_report
 from flexora.report.terminal import referee_lines, results_table
 from flexora.scoring.accuracy import RowScore, arm_result, average
@@ -145,6 +146,7 @@ def _ask_referee(cli: LightningCLI, adapters: dict[str, Path | None], rows: Scor
     for place, (arm, adapter) in enumerate(adapters.items()):
         model = harness_model(data, cli.model.backbone, adapter, str(cli.trainer.strategy.root_device))
         for part, own, result in zip(data.parts, rows, results.parts or [results], strict=True):
+            heed()
             cli.trainer.print(f"evaluate: the referee scores {arm} on {part.benchmark_name}")
             scores = harness_scores(cast("MultipleChoiceDataModule", part), model)
             result.arms[place].referee = compare(own[arm], scores)

@@ -30,12 +30,12 @@ def memory_watched(recipe: Recipe, phase: Phase) -> Iterator[None]:
         if not ran_out_of_memory(error):
             raise
         settings = list(islice(_remedies(recipe, phase), NAMED))
-        kept = [text for text, changes in settings if not changes]
-        told = "; ".join([text for text, _ in settings])
+        told = "; ".join(text for text, _ in settings)
+        others = "for that choose" if settings[0][1] else "the first goes on in this folder, the others need"
+        note = "" if phase == "evaluate" else f"{others} another output_dir; "
         raise OutOfMemoryError(
-            f"{phase}: the memory of the {device_of(error)} ran out; {told} "
-            f"({'the first goes on in this folder, the others need' if kept else 'for that choose'} another "
-            "output_dir; flexora estimate says what a recipe needs)"
+            f"{phase}: the memory of the {device_of(error)} ran out; {told} ({note}flexora estimate says what a recipe "
+            "needs)"
         ) from error
 
 
@@ -51,20 +51,22 @@ def _remedies(recipe: Recipe, phase: Phase) -> Iterator[tuple[str, bool]]:
     """
     data, backbone = recipe.sections["data"]["init_args"], recipe.sections["backbone"]
     if phase == "evaluate":
-        yield f"lower data.evaluate_tokens (now {data['evaluate_tokens']})", False
+        if "evaluate_tokens" in data:  # classes of the user's own have what they have
+            yield f"lower data.evaluate_tokens (now {data['evaluate_tokens']})", False
     elif not backbone["gradient_checkpointing"]:
         yield "set backbone.gradient_checkpointing to true (now false)", False
     batch = {
         "search.batch_size": recipe.sections["search"]["batch_size"] if phase == "search" else None,
-        "data.max_tokens_per_batch": data["max_tokens_per_batch"] if phase == "finetune" else None,
-        "data.batch_size": data["batch_size"] if phase == "finetune" else None,
+        "data.max_tokens_per_batch": data.get("max_tokens_per_batch") if phase == "finetune" else None,
+        "data.batch_size": data.get("batch_size") if phase == "finetune" else None,
     }
     name, value = next(((name, value) for name, value in batch.items() if value is not None), ("", 1))
     if value > 1:
         yield f"lower {name} (now {value})", True
     if backbone["dtype"] in ("float32", "float64"):
         yield f"set backbone.dtype to bfloat16 (now {backbone['dtype']})", True
-    yield f"lower data.max_length (now {data['max_length']})", True
+    if "max_length" in data:
+        yield f"lower data.max_length (now {data['max_length']})", True
     if backbone["quantization"] is None:
         yield "set backbone.quantization to nf4 (now none)", True
     yield "take a smaller base model", True

@@ -127,17 +127,22 @@ def read_from(cli: LightningCLI) -> dict[str, str | None]:
 
 
 @contextmanager
-def plain_errors(recipe: Recipe, phase: Phase) -> Iterator[None]:
+def plain_errors(recipe: Recipe, phase: Phase, verb: str | None = None) -> Iterator[None]:
     """Run a Trainer so that a signal is told from success, and a setting it cannot follow from a bug.
 
     By itself it leaves with 0 after SIGTERM and 1 after Ctrl-C.
+
+    Args:
+        recipe: The recipe.
+        phase: The phase.
+        verb: What the user called, if it is called otherwise.
 
     Raises:
         FlexoraError: If a setting of the Trainer does not fit this machine or the other settings, or memory ran out.
         Interrupted: If a signal stopped the Trainer.
     """
     try:
-        with leaving(phase), memory_watched(recipe, phase):
+        with leaving(verb or phase), memory_watched(recipe, phase):
             yield
     except MisconfigurationException as error:
         raise _trainer_error(error) from error

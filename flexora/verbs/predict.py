@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     room = data.answer_room if isinstance(data, GenerativeDataModule) else 0
     rows = data.encode(raw, str(own.rows), (), data.new_reader(), reported=True, room=room)
     cli.model.data, data.trainer = data, cli.trainer
-    with plain_errors(recipe, "evaluate"):
+    with plain_errors(recipe, "evaluate", "predict"):
         # Trainer.predict would put a batch sampler of its own in the place of ours.
         cli.trainer.test(cli.model, dataloaders=_loader(data, rows), verbose=False)
     if not cli.trainer.is_global_zero:  # another device's process of the same command: the first one writes

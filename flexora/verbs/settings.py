@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lightning as L
 import yaml
 
 from flexora.backbone.limits import Phase, require_precision, require_strategy
@@ -61,10 +63,13 @@ UNDECISIVE_TRAINER = {
     *("accelerator", "devices", "num_nodes", "default_root_dir", "logger", "log_every_n_steps", "profiler"),
     *("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "num_sanity_val_steps"),
     *("use_distributed_sampler", "detect_anomaly", "inference_mode", "barebones", "benchmark", "deterministic"),
-    *("limit_test_batches", "limit_predict_batches"),
+    *("limit_test_batches", "limit_predict_batches", "enable_autolog_hparams", "model_registry"),
 }
-#: Callbacks that only look on.
-ONLOOKERS = ("ProgressBar", "Monitor", "ModelSummary", "Timer")
+#: Lightning's callbacks that only look on.
+ONLOOKERS = {
+    *("DeviceStatsMonitor", "LearningRateMonitor", "ModelSummary", "RichModelSummary"),
+    *("ProgressBar", "RichProgressBar", "TQDMProgressBar"),
+}
 #: Folders of ``output_dir`` that other verbs fill.
 TAKEN_FOLDERS = {"search", "evaluate", "report", "predict", "merge", "publish", "compare", "choice"}
 
@@ -214,11 +219,21 @@ class Recipe:
 
 
 def _decisive_trainer(trainer: dict[str, Any], phase: Phase) -> dict[str, Any]:
-    """The trainer's settings that decide a phase's result."""
+    """The trainer's settings that decide a phase's result, but for Lightning's defaults: another version has more."""
     if phase != "finetune":
         return {name: trainer[name] for name in DECISIVE_TRAINER}
-    kept = {name: value for name, value in trainer.items() if name not in UNDECISIVE_TRAINER}
+    usual = {name: parameter.default for name, parameter in signature(L.Trainer).parameters.items()}
+    kept = {
+        name: value
+        for name, value in trainer.items()
+        if name not in UNDECISIVE_TRAINER and (name not in usual or value != usual[name])
+    }
     callbacks = kept.pop("callbacks", None) or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-    deciding = [one for one in callbacks if not str(one.get("class_path")).endswith(ONLOOKERS)]
-    return kept | {"callbacks": deciding or None}
+    deciding = [one for one in callbacks if not _looks_on(str(one.get("class_path")))]
+    return kept | ({"callbacks": deciding} if deciding else {})
+
+
+def _looks_on(class_path: str) -> bool:
+    package, _, name = class_path.rpartition(".")
+    return name in ONLOOKERS and (not package or package.startswith("lightning.pytorch.callbacks"))

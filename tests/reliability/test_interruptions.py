@@ -13,6 +13,7 @@ import pytest
 
 from flexora.checkpoint import CheckpointFolder, read_checkpoint
 from flexora.errors import Interrupted
+from flexora.impatience import second_ctrl_c_ends
 from flexora.verbs.run import _call as run_phase
 from tests.commands import start_command, start_on_each_device
 from tests.reliability.holding import LOSS, PATIENCE, Commands, Hold, products, status
@@ -124,3 +125,16 @@ def test_no_phase_follows_one_that_a_signal_did_not_stop(tmp_path: Path) -> None
     with pytest.raises(Interrupted) as stopped:
         run_phase([sys.executable, "-c", deaf, str(ready)])
     assert stopped.value.status == 143
+
+
+def test_a_process_that_was_forked_meanwhile_keeps_nobody(tmp_path: Path) -> None:
+    """It holds the pipe of the signals open, as a loader's worker may after an error."""
+    before = threading.active_count()
+    with second_ctrl_c_ends("search", lambda: None):
+        child = os.fork()
+        if not child:
+            time.sleep(600)
+            os._exit(0)
+    assert threading.active_count() == before
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)

@@ -57,7 +57,8 @@ def test_one_line_and_the_same_command_goes_on(
         patch.setattr(kind, name, greedy)
         assert main([*arguments, str(cut)]) == 3
     error = capfd.readouterr().err.splitlines()[-1]
-    said = f"flexora {verb}: error: {verb}: the memory of the machine ran out; {REMEDIES[verb]} (the first goes on"
+    said = f"flexora {verb}: error: {verb}: the memory of the machine ran out; {REMEDIES[verb]} ("
+    said += "flexora estimate" if verb == "evaluate" else "the first goes on in this folder"
     assert error.startswith(said)
     assert not (cut / verb / result).exists() or verb == "search"
     assert not (cut / verb / "done.json").exists()

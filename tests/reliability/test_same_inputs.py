@@ -65,6 +65,8 @@ def test_other_rows_and_other_weights_are_refused(
         ("--finetune.trainer.limit_val_batches=1", "trainer.limit_val_batches"),
         ("--finetune.trainer.callbacks=[{class_path: EarlyStopping, init_args: {monitor: val_loss}}]", "callbacks"),
         ("--finetune.trainer.gradient_clip_val=0.5", "trainer.gradient_clip_val"),
+        ("--finetune.trainer.callbacks=[{class_path: Timer, init_args: {duration: '00:00:09:00'}}]", "callbacks"),
+        ("--finetune.trainer.enable_autolog_hparams=false", None),
         ("--finetune.trainer.callbacks=[{class_path: LearningRateMonitor}]", None),
         ("--finetune.trainer.log_every_n_steps=1", None),
     ],
