@@ -9,12 +9,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 from flexora.errors import FlexoraError
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 #: Bytes of a sample, and samples of a file.
 SAMPLE, SAMPLES = 1 << 16, 5
@@ -34,7 +31,7 @@ class HashedFile:
         self._sha256 = hashlib.sha256()
         self._error: OSError | None = None
 
-    def write(self, data: Buffer) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Write on."""
         if self._error is None:
             try:

@@ -25,6 +25,9 @@ from flexora.search.module import SearchModule
 from flexora.trust import FLAG, restrict_imports
 from flexora.whole_numbers import keep_whole_numbers
 
+# Defaults of Lightning's callbacks are members of string enumerations, which yaml does not know.
+yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
+
 Seed = jsonargparse.typing.restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 
 SECTIONS = ("backbone", "adapter", "trainer", "search", "finetune", "evaluate", "report")

@@ -23,6 +23,8 @@ from flexora.places import own_path, plain_revision
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+#: Flag of bitsandbytes' layers: the CPU has bfloat16.
+PACKS = "support_avx512bf16_for_cpu"
 #: Kinds of files that hold weights.
 WEIGHTS = {".safetensors", ".bin", ".gguf"}
 #: A full commit hash of git.
@@ -158,6 +160,11 @@ class Backbone:
             attn_implementation=self.attention_of(config),
             **quantized,
         )
+        for module in model.modules():
+            # On a CPU with bfloat16, bitsandbytes packs a weight anew when it is first used for inference, rounds its
+            # scales, and gives no gradient through it ever after, in training neither.
+            if hasattr(module, PACKS):
+                setattr(module, PACKS, False)
         return self.prepared(model)
 
     def prepared(self, model: PreTrainedModel, **checkpointing: Any) -> PreTrainedModel:

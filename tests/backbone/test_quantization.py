@@ -49,6 +49,21 @@ def test_the_search_sees_the_quantised_weights(tiny_models: dict[str, Path], fam
     assert torch.linalg.norm(found - full) > 1e-2 * torch.linalg.norm(full)
 
 
+def test_inference_leaves_training_as_it_is(tiny_models: dict[str, Path]) -> None:
+    """On a CPU with bfloat16, bitsandbytes would go over to weights that no gradient passes."""
+    model = Backbone(str(tiny_models["llama"]), quantization="nf4").load_model()
+    states = torch.randn(3, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def gradient() -> torch.Tensor:
+        (found,) = torch.autograd.grad(model.model.layers[1].mlp(states).square().sum(), states)
+        return found
+
+    before = gradient()
+    with torch.no_grad():
+        model.eval()(torch.arange(8)[None])
+    assert torch.equal(gradient(), before)
+
+
 def test_without_bitsandbytes_the_remedy_is_named(
     tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
