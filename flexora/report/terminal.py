@@ -18,6 +18,10 @@ from flexora.search.units import flatten
 
 _WIDEST_BAR = 60
 _NARROWEST_BAR = 10
+#: Columns of results that a narrow terminal goes without, the first one first.
+SPARE = ("calibration error", "loss", "trainable parameters")
+#: Wider than any table.
+UNBOUNDED = 10_000
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,33 @@ def _bar(gate: float, largest: float, width: int, marks: _Marks, chosen: bool) -
     return bar.ljust(width)
 
 
-def results_table(results: Results) -> Table:
-    """The accuracy table, one row per arm; ``±`` is one standard error, of paired differences in the last column."""
-    caption = "± one standard error, paired in the last column; loss: nats per answer token"
-    return figures_table(results_title(results), caption, *results_cells(results))
+@dataclass(frozen=True)
+class ResultsTable:
+    """The accuracy table, one row per arm; ``±`` is one standard error, of paired differences in the last column.
+
+    Where the terminal is too narrow for all columns, those that matter least are left out; the report has them.
+    """
+
+    results: Results
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        header, rows = results_cells(self.results)
+        caption = "± one standard error, paired in the last column; loss: nats per answer token"
+        spare = [name for name in SPARE if name in header]
+        while True:
+            table = figures_table(results_title(self.results), caption, header, rows)
+            whole = console.measure(table, options=options.update(max_width=UNBOUNDED)).maximum
+            if whole <= options.max_width or not spare:
+                break
+            kept = [place for place, name in enumerate(header) if name != spare[0]]
+            header, rows = [header[place] for place in kept], [[row[place] for place in kept] for row in rows]
+            del spare[0]
+        yield table
+
+
+def results_table(results: Results) -> ResultsTable:
+    """The accuracy table for the terminal."""
+    return ResultsTable(results)
 
 
 def figures_table(title: str, caption: str, header: list[str], rows: list[list[str]]) -> Table:

@@ -1,8 +1,9 @@
-"""Commands of every verb that fills an output folder."""
+"""Commands of every verb that fills an output folder, and signals as a terminal sends them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,11 @@ def commands(recipe: Callable[..., Path], tmp_path: Path) -> Commands:
         "evaluate": [f"--adapter={tmp_path / 'adapter'}", "--evaluate.samples=true"],
     }
     return {verb: [verb, "--config", str(recipe()), *flags, "--output_dir"] for verb, flags in own.items()}
+
+
+@pytest.fixture(autouse=True)
+def heard_signals() -> Iterator[None]:
+    """A runner may ignore Ctrl-C for its children, and commands honour that; a terminal does not."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)

@@ -81,6 +81,24 @@ def test_results_table_fits_and_takes_no_markup(results: Results) -> None:
     assert r"\[bold\]runs/a\|b" in results_markdown(results)
 
 
+@pytest.mark.parametrize(
+    ("width", "lacks"), [(120, []), (80, ["calibration"]), (60, ["calibration", "loss", "parameters"])]
+)
+def test_a_narrow_terminal_goes_without_columns_and_not_without_names(
+    results: Results, width: int, lacks: list[str]
+) -> None:
+    for place, arm in enumerate(results.arms):
+        arm.calibration_error = 0.25
+        arm.trainable_parameters = 2_442_240 * place
+    *table, _, _ = printed(results_table(results), width)
+    assert max(map(len, table)) <= width
+    assert not any("…" in line for line in table)
+    for arm in results.arms:
+        assert any(line.split()[:1] == [arm.name] for line in table), arm.name
+    head = " ".join(table[1:5])
+    assert [name for name in ("calibration", "loss", "parameters") if name not in head] == lacks
+
+
 def test_importing_the_report_is_cheap() -> None:
     """Neither package nor terminal output imports matplotlib, jinja2 or torch."""
     code = "import flexora.report.terminal, sys; assert not {'matplotlib', 'jinja2', 'torch'} & set(sys.modules)"
