@@ -150,4 +150,4 @@ def test_what_lightning_saved_is_not_loaded(
     file.touch()
     assert main(["search", "--config", str(recipe())]) == 2
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "error:" in line]
-    assert line.startswith(f"flexora search: error: {file}: saved by Lightning in the middle of a step")
+    assert line.startswith(f"flexora search: error: {file}: Lightning saved it in the middle of a step")
