@@ -152,6 +152,21 @@ class Unrolled(Estimator):
         return OuterStep(hypergradient, outer.alpha, sum(losses) / len(losses), outer.loss)
 
 
+def exact_hypergradient(problem: BilevelProblem, batch: OuterBatch, seed: int) -> Tensor | None:
+    """The exact hypergradient of an outer step, in alpha's shape, to check an estimate by; the problem stays as it was.
+
+    None where it is not finite: the step itself decides what becomes of that.
+    """
+    theta, state = problem.copy_theta(), problem.state
+    try:
+        return Unrolled(product="exact")(problem, batch, seed).hypergradient
+    except NonFiniteError:
+        return None
+    finally:
+        problem.move(theta)
+        problem.state = state
+
+
 def cosine(left: Tensor, right: Tensor) -> float | None:
     """Cosine of the angle between two hypergradients; none where one of them is zero."""
     if not left.any() or not right.any():

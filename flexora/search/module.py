@@ -20,7 +20,7 @@ from flexora.finite import NonFiniteError
 from flexora.randomness import step_seed
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.adapter import plain_lora
-from flexora.search.estimators import Estimator, Unrolled, cosine
+from flexora.search.estimators import Estimator, Unrolled, cosine, exact_hypergradient
 from flexora.search.gates import Gates, gates_of
 from flexora.search.history import HistoryRow
 from flexora.search.inner import AdamW, ClipByNorm, InnerOptimizer
@@ -215,7 +215,8 @@ class SearchModule(L.LightningModule):
         seed, problem = step_seed(self.seed, self.outer_step), self.bilevel_problem
         start = (problem.copy_theta(), problem.state) if self.skip_non_finite else None
         try:
-            exact = self._exact_hypergradient(batch, seed)
+            checked = self.check_every is not None and (self.outer_step + 1) % self.check_every == 0
+            exact = exact_hypergradient(problem, batch, seed) if checked else None
             step = self.estimator(problem, batch, seed)
         except NonFiniteError as error:
             self.history.append(left_out(self, error, batch, repeat))
@@ -245,20 +246,6 @@ class SearchModule(L.LightningModule):
         problem.state = self.inner_optimizer.init(problem.theta)
         nn.init.zeros_(self.alpha)
         self.outer_optimizer.state.clear()
-
-    def _exact_hypergradient(self, batch: OuterBatch, seed: int) -> torch.Tensor | None:
-        """The exact hypergradient of a step that is to be checked; the problem is left as it was."""
-        if self.check_every is None or (self.outer_step + 1) % self.check_every:
-            return None
-        problem = self.bilevel_problem
-        theta, state = problem.copy_theta(), problem.state
-        try:
-            return Unrolled(product="exact")(problem, batch, seed).hypergradient
-        except NonFiniteError:  # the step itself decides what becomes of it
-            return None
-        finally:
-            problem.move(theta)
-            problem.state = state
 
     def _log(self, row: HistoryRow) -> None:
         metrics = {"train_loss": row.train_loss, "validation_loss": row.validation_loss}

@@ -34,12 +34,12 @@ def memory_watched(recipe: Recipe, phase: Phase) -> Iterator[None]:
         others = "for that choose" if settings[0][1] else "the first goes on in this folder, the others need"
         note = "" if phase == "evaluate" else f"{others} another output_dir; "
         raise OutOfMemoryError(
-            f"{phase}: the memory of the {device_of(error)} ran out; {told} ({note}flexora estimate says what a recipe "
-            "needs)"
+            f"{phase}: the memory of the {_device_of(error)} ran out; {told} ({note}flexora estimate says what a "
+            "recipe needs)"
         ) from error
 
 
-def device_of(error: BaseException) -> str:
+def _device_of(error: BaseException) -> str:
     """Whose memory it was."""
     return "GPU" if any(part in str(error) for part in ("CUDA", "CUBLAS", "cuDNN")) else "machine"
 
