@@ -59,7 +59,7 @@ class CheckpointFolder:
         """
         files = self._files()
         if nameless := len(set(self.folder.glob("step-*.ckpt")) - set(files)):
-            tell(f"checkpoint: {nameless} checkpoints without a manifest in {self.folder}; they do not count")
+            tell(f"checkpoint: {nameless} without a manifest in {self.folder}; left out, and kept")
         for file in reversed(files):
             if _is_whole(file):
                 return file

@@ -182,7 +182,7 @@ def test_one_without_a_manifest_is_told_of_and_kept(checkpoints: CheckpointFolde
     (checkpoints.folder / "step-0000009.json").unlink()
     told: list[str] = []
     assert found(checkpoints, told) == 12
-    assert told == [f"checkpoint: 1 checkpoints without a manifest in {checkpoints.folder}; they do not count"]
+    assert told == [f"checkpoint: 1 without a manifest in {checkpoints.folder}; left out, and kept"]
     for step in (13, 14):
         checkpoints.write(step, state(step))
     steps = [f"step-{step:07d}.{kind}" for step in (13, 14) for kind in ("ckpt", "json")]
