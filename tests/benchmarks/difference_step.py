@@ -16,8 +16,10 @@ from rich.table import Table
 
 from flexora import SGD, AdamW, ArcEasy, Backbone, SearchModule
 from flexora.search.estimators import Estimator, FirstOrder, Unrolled, cosine
+from flexora.search.products import ProductName
 
-STEPS = (1e-3, 1e-2, 1e-1, 1.0)
+STEPS = (1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+PRODUCTS: dict[str, ProductName] = {"central": "finite_difference", "forward": "forward_difference"}
 
 
 def main() -> None:
@@ -53,7 +55,11 @@ def main() -> None:
             cases = [("float32", "first order", run(FirstOrder()))]
             for precision in ("float32", "bfloat16")[: 1 + options.bf16]:
                 half = precision == "bfloat16"
-                cases += [(precision, f"c = {c:g}", run(Unrolled(relative_step=c), half)) for c in STEPS]
+                cases += [
+                    (precision, f"{name}, c = {c:g}", run(Unrolled(product, relative_step=c), half))
+                    for name, product in PRODUCTS.items()
+                    for c in STEPS
+                ]
             for precision, name, found in cases:
                 error = (torch.linalg.norm(found - exact) / torch.linalg.norm(exact)).item()
                 kind = type(optimizer).__name__

@@ -50,7 +50,14 @@ LR = 1e-3
 ESTIMATORS: dict[str, Estimator] = {
     "first order": FirstOrder(),
     "finite difference": Unrolled(),
+    "forward difference": Unrolled(product="forward_difference"),
     "exact": Unrolled(product="exact"),
+}
+#: How many gradients an outer step takes with T inner steps; of the others it is not known, or not the point.
+GRADIENTS: dict[str, Callable[[int], int]] = {
+    "first order": lambda steps: steps + 1,
+    "finite difference": lambda steps: 3 * steps + 1,
+    "forward difference": lambda steps: 2 * steps + 1,
 }
 ANSWER = 8  # supervised tokens of a row
 
@@ -194,7 +201,7 @@ def measure_time(options: argparse.Namespace, inner_steps: int) -> list[dict[str
     for _ in track(range(options.rounds), "time"):
         found = {}
         for name in names:
-            steps = inner_steps + 1 if name == "first order" else 3 * inner_steps + 1
+            steps = GRADIENTS.get(name, GRADIENTS["finite difference"])(inner_steps)
             found[f"plain for {name}"] = seconds(partial(bench.case, "plain LoRA", batch, steps), bench.device) / steps
             found[name] = seconds(partial(bench.case, name, batch), bench.device)
         rounds.append(found)
@@ -238,7 +245,7 @@ def main() -> None:
         return
     inner_steps = 4
     rounds = measure_time(options, inner_steps)
-    gradients = {"first order": inner_steps + 1, "finite difference": 3 * inner_steps + 1}
+    gradients = {name: count(inner_steps) for name, count in GRADIENTS.items()}
     title = f"{options.model}: time, T = {inner_steps}, medians of {len(rounds)} rounds"
     table = Table("case", "seconds", "plain LoRA steps", "over its gradients", title=title)
     for name in (name for name in rounds[0] if not name.startswith("plain")):

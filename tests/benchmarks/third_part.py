@@ -1,4 +1,4 @@
-"""What the benchmarks of layer choices share: searches, fine-tunes scored on rows that no search has seen, a file."""
+"""Searches, fine-tunes on rows that no search has seen, and a file of finished rows: what the oracle measures with."""
 
 from __future__ import annotations
 

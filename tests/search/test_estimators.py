@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from peft import PeftModel
@@ -9,7 +11,8 @@ from torch import Tensor
 
 from flexora.data.bilevel import OuterBatch
 from flexora.errors import FlexoraError
-from flexora.search.estimators import SEED_STRIDE, FirstOrder, Unrolled, cosine
+from flexora.scoring.likelihood import answer_loss
+from flexora.search.estimators import SEED_STRIDE, Estimator, FirstOrder, Unrolled, cosine
 from flexora.search.gates import gates_of
 from flexora.search.inner import SGD, AdamW, InnerOptimizer
 from flexora.search.products import ProductName
@@ -30,17 +33,18 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return (torch.linalg.norm(found - expected) / torch.linalg.norm(expected)).item()
 
 
-def require_both_products(case: Toy, batch: OuterBatch) -> None:
-    """Compare both products with autograd through the unrolled steps, from one and the same point."""
+def require_all_products(case: Toy, batch: OuterBatch) -> None:
+    """Compare all products with autograd through the unrolled steps, from one and the same point."""
     start, state = case.problem.copy_theta(), case.problem.state
     expected = oracle(case, batch, seed=7, stride=SEED_STRIDE)
     exact = Unrolled(product="exact")(case.problem, batch, seed=7).hypergradient
     assert relative_error(exact, expected) <= 1e-9
-    case.problem.move(start)
-    case.problem.state = state
-    difference = Unrolled()(case.problem, batch, seed=7).hypergradient
-    assert relative_error(difference, expected) <= 3e-4
-    assert cosine(difference, expected) >= 0.99999
+    for product in ("finite_difference", "forward_difference"):
+        case.problem.move(start)
+        case.problem.state = state
+        difference = Unrolled(product)(case.problem, batch, seed=7).hypergradient
+        assert relative_error(difference, expected) <= 3e-4
+        assert cosine(difference, expected) >= 0.99999
 
 
 #: Every combination on llama. What a family brings is the same at each step and for each optimiser: on the paper's
@@ -63,14 +67,14 @@ def test_unrolled_equals_autograd_through_the_inner_steps(
     factors = schedule("cosine", 0.0, 40)
     case = toy(family, OPTIMIZERS[optimizer], clip=0.05, dropout=0.1, schedule=factors)
     warm_up(case, warm)
-    require_both_products(case, outer_batch(inner_steps, accumulate=2))
+    require_all_products(case, outer_batch(inner_steps, accumulate=2))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_unrolled_without_dropout_and_clipping(optimizer: str) -> None:
     case = toy("llama", OPTIMIZERS[optimizer])
     warm_up(case, 5)
-    require_both_products(case, outer_batch(3))
+    require_all_products(case, outer_batch(3))
 
 
 def test_unrolled_with_a_gate_for_each_projection() -> None:
@@ -78,7 +82,7 @@ def test_unrolled_with_a_gate_for_each_projection() -> None:
     warm_up(case, 5)
     batch = outer_batch(2)
     assert oracle(case, batch, seed=7, stride=SEED_STRIDE).shape == (LAYERS, 2)
-    require_both_products(case, batch)
+    require_all_products(case, batch)
 
 
 def test_unrolled_with_checkpointed_layers() -> None:
@@ -92,7 +96,7 @@ def test_unrolled_with_checkpointed_layers() -> None:
     assert relative_error(Unrolled(product="exact")(case.problem, batch, seed=7).hypergradient, expected) <= 1e-9
 
 
-@pytest.mark.parametrize("product", ["exact", "finite_difference"])
+@pytest.mark.parametrize("product", get_args(ProductName))
 def test_a_step_without_learning_rate_passes_nothing_back(product: ProductName) -> None:
     case = toy("llama", AdamW(lr=1e-2), schedule=schedule("linear", 0.5, 2))
     found = Unrolled(product=product)(case.problem, outer_batch(1), seed=7)
@@ -100,8 +104,38 @@ def test_a_step_without_learning_rate_passes_nothing_back(product: ProductName) 
     assert cosine(found.hypergradient, found.hypergradient) is None
 
 
+@pytest.mark.parametrize("product", get_args(ProductName))
+def test_rows_that_are_learnt_by_heart_pass_nothing_back(product: ProductName) -> None:
+    """Their gradient rounds to zero, and so does the length of the inner step, which scales the differences."""
+    case = toy("llama", SGD(lr=0.5))
+    warm_up(case, 3)
+    case.problem.loss_sum = lambda model, batch: answer_loss(model, batch) * (0.0 if model.training else 1.0)
+    found = Unrolled(product)(case.problem, outer_batch(2), seed=7)
+    assert found.direct.any()
+    assert torch.equal(found.hypergradient, found.direct)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "gradients"),
+    [
+        (FirstOrder(), 4 + 1),
+        (Unrolled(), 3 * 4 + 1),
+        (Unrolled("forward_difference"), 2 * 4 + 1),
+        (Unrolled(last=1), 4 + 1 + 2),
+    ],
+)
+def test_the_price_of_an_outer_step(estimator: Estimator, gradients: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = toy("llama", AdamW(lr=1e-2))
+    warm_up(case, 1)
+    taken: list[int] = []
+    gradient = case.problem.gradient
+    monkeypatch.setattr(case.problem, "gradient", lambda *a, **k: (taken.append(1), gradient(*a, **k))[1])
+    estimator(case.problem, outer_batch(4), seed=7)
+    assert len(taken) == gradients
+
+
 def test_an_unknown_product_is_refused() -> None:
-    with pytest.raises(FlexoraError, match="guess is unknown; give finite_difference or exact"):
+    with pytest.raises(FlexoraError, match="guess is unknown; give finite_difference or forward_difference or exact"):
         Unrolled(product="guess")  # type: ignore[arg-type]
 
 
