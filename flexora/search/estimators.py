@@ -93,21 +93,18 @@ class Unrolled(Estimator):
             h, lam    += grad_{alpha, theta} <grad_theta L_train(theta_t, alpha), lam_g>
 
     Args:
-        product: How the product in the last line is made. ``finite_difference``: two ordinary gradients on either side
-            of theta_t, 3T + 1 gradients an outer step, and the memory of plain LoRA. ``forward_difference``: one ahead
-            of theta_t, beside the one that the inner step was made with, 2T + 1 gradients. ``exact``: double backward,
-            with torch's plain attention, and the memory of one second-order graph of a micro-batch, whatever T is.
+        product: How the product in the last line is made. ``finite_difference``: central, with two ordinary gradients,
+            one on either side of theta_t; 3T + 1 gradients an outer step, and the memory of plain LoRA.
+            ``forward_difference``: with one, ahead of theta_t, and g_t; 2T + 1 gradients, and a larger error.
+            ``exact``: double backward, with torch's plain attention, and the memory of one second-order graph of a
+            micro-batch, whatever T is.
         last: Walk back through the last so many of the T steps alone (truncated back-propagation; Shaban et al. 2019);
             all by default. ``last=1`` is the second-order estimate of DARTS (Liu et al. 2019), and with AdamW what
             SAMA (Choe et al. 2023) approximates.
-        relative_step: Length of the difference's step in parameter space, in lengths of the inner step that is walked
-            back over: whatever the optimiser, its learning rate and the number of parameters, a descending step stays
-            where the loss is smooth. By default 0.1, and 0.03 for the forward difference; 1 where the model computes in
-            bfloat16 (autocast, or a half-precision base); 1e-3 and 1e-5 where theta is float64. Smaller steps drown in
-            rounding, larger ones in curvature. Relative errors of the defaults on SmolLM2-135M, ARC-Easy, T = 2
-            (``python -m tests.benchmarks.difference_step --bf16``), with AdamW at the cold start B = 0 and after 20
-            steps, then with SGD: central 3e-4, 3e-5, 6e-4, 1e-3; forward 2e-3, 3e-4, 4e-3, 9e-3; in bfloat16 central
-            0.20, 0.05, 0.04, 0.15; forward 0.46, 0.05, 0.13, 0.14; first order 0.02, 0.07, 0.5, 1.1.
+        relative_step: How far from theta_t the differences are taken, in lengths of the outer step's longest inner
+            step, over which the loss had better be smooth anyway. By default 0.1, of the forward difference 0.03, and 1
+            where the model computes in bfloat16 (autocast, or a half-precision base). Shorter ones drown in rounding,
+            longer ones in curvature. FIGURES
     """
 
     def __init__(
@@ -128,34 +125,34 @@ class Unrolled(Estimator):
     def __call__(self, problem: BilevelProblem, batch: OuterBatch, seed: int) -> OuterStep:
         """Inner steps with their gradients kept, one validation gradient, and the way back."""
         problem.gates.power = 1
-        product: Product = exact if self.product == "exact" else difference(self.relative_step)
+        central = self.product == "finite_difference"
+        product: Product = exact if self.product == "exact" else difference(self.relative_step, central=central)
         start, start_state = problem.copy_theta(), problem.state
-        losses, gradients = [], []
+        end, gradients, lengths = start, [], []
         for t, micro in enumerate(batch["train"]):
-            inner = problem.inner_step(micro, seed + t * SEED_STRIDE)
-            losses.append(inner.loss)
-            gradients.append(inner)
-        end = problem.copy_theta()
+            gradients.append(problem.inner_step(micro, seed + t * SEED_STRIDE))
+            before, end = end, problem.copy_theta()
+            lengths.append(global_norm([a - b for a, b in zip(end, before, strict=True)]).item())
+        del before
+        train_loss = sum(gradient.loss for gradient in gradients) / len(gradients)
         outer = problem.gradient(batch["validation"], train=False, seed=seed)
         hypergradient, cotangent, buffer_cotangents = outer.alpha, outer.theta, problem.state.zeros()
-        first = max(0, len(losses) - self.last) if self.last else 0
-        for t in reversed(range(first, len(losses))):
+        first = max(0, len(gradients) - self.last) if self.last else 0
+        for t in reversed(range(first, len(gradients))):
             gradient = gradients.pop()
             theta, state = problem.replay(start, start_state, [known.theta for known in gradients])
-            length = problem.step_length(theta, state, gradient.theta)
             cotangent, direction, buffer_cotangents = problem.pullback(
                 theta, state, gradient.theta, cotangent, buffer_cotangents
             )
-            needed = gradient if self.product == "forward_difference" else None
-            del gradient, state  # what the product does not need makes room for it
+            del state  # what the product does not need makes room for it
             if global_norm(direction) == 0:  # nothing flows through this step's gradient
                 continue
-            step = InnerStep(theta, batch["train"][t], seed + t * SEED_STRIDE, length, needed)
+            step = InnerStep(theta, batch["train"][t], seed + t * SEED_STRIDE, gradient, max(lengths))
             mixed, curved = product(problem, step, direction)
             hypergradient = hypergradient + mixed
             cotangent = [a + b for a, b in zip(cotangent, curved, strict=True)]
         problem.move(end)
-        return OuterStep(hypergradient, outer.alpha, sum(losses) / len(losses), outer.loss)
+        return OuterStep(hypergradient, outer.alpha, train_loss, outer.loss)
 
 
 def exact_hypergradient(problem: BilevelProblem, batch: OuterBatch, seed: int) -> Tensor | None:

@@ -15,7 +15,7 @@ from flexora.finite import require_finite
 from flexora.interruption import heed
 from flexora.randomness import seeded
 from flexora.search.gates import Gates, gates_of
-from flexora.search.inner import ClipByNorm, InnerOptimizer, InnerState, Tensors, global_norm
+from flexora.search.inner import ClipByNorm, InnerOptimizer, InnerState, Tensors
 from flexora.search.processes import Processes
 from flexora.search.schedule import Schedule, constant
 
@@ -174,11 +174,6 @@ class BilevelProblem:
         for gradient in gradients:
             theta, state = self._update(theta, state, gradient)
         return theta, state
-
-    def step_length(self, theta: Sequence[Tensor], state: InnerState, gradient: Tensors) -> float:
-        """How far the inner step with this gradient goes, in the Euclidean norm of theta."""
-        after, _ = self._update(theta, state, gradient)
-        return global_norm([a - b for a, b in zip(after, theta, strict=True)]).item()
 
     def _update(self, theta: Sequence[Tensor], state: InnerState, gradient: Tensors) -> tuple[Tensors, InnerState]:
         return self.optimizer.update(theta, self.clip(gradient), state, self.schedule(state.clock))

@@ -1,4 +1,4 @@
-"""Error of the finite difference against the exact hypergradient, for steps of several lengths c and both precisions.
+"""Error of the differences against the exact hypergradient, for several relative steps c and both precisions.
 
 ``python -m tests.benchmarks.difference_step`` after ``flexora fetch demo``: SmolLM2-135M on ARC-Easy, cold start and
 after some inner steps. The exact hypergradient is in float32; the one of bfloat16 autocast is compared with it too.
@@ -52,9 +52,10 @@ def main() -> None:
                     return estimator(problem, batch, seed=0).hypergradient  # noqa: B023
 
             exact = run(Unrolled(product="exact"))
-            cases = [("float32", "first order", run(FirstOrder()))]
+            cases = []
             for precision in ("float32", "bfloat16")[: 1 + options.bf16]:
                 half = precision == "bfloat16"
+                cases.append((precision, "first order", run(FirstOrder(), half)))
                 cases += [
                     (precision, f"{name}, c = {c:g}", run(Unrolled(product, relative_step=c), half))
                     for name, product in PRODUCTS.items()

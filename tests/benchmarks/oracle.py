@@ -32,7 +32,17 @@ from flexora.search.estimators import FirstOrder, Unrolled
 from flexora.search.units import flatten
 from tests.benchmarks.third_part import Arm, adapter, append, finetuned_loss, read, search, third_part
 
-SEARCHES = {"first order search": Arm(FirstOrder(), 1, 1, 2), "unrolled search": Arm(Unrolled(), 2, 1, 7)}
+FORWARD = Unrolled("forward_difference")
+SEARCHES = {
+    "first order, T 1": Arm(FirstOrder(), 1, 1, 2),
+    "first order, T 4": Arm(FirstOrder(), 4, 1, 5),
+    "unrolled, T 1": Arm(FORWARD, 1, 1, 3),
+    "unrolled, T 2": Arm(FORWARD, 2, 1, 5),
+    "unrolled, T 4": Arm(FORWARD, 4, 1, 9),
+    "unrolled, T 8": Arm(FORWARD, 8, 1, 17),
+    "unrolled, T 2, central": Arm(Unrolled(), 2, 1, 7),
+    "unrolled, T 2, 4 validation batches": Arm(FORWARD, 2, 4, 8),
+}
 PROBES = {"gradient norm": GradientNorm, "activation norm": ActivationNorm, "LoRA-drop": LoraDrop}
 #: Options that change no row; all others must be the same in rows that are compared.
 FREE = ("file", "seeds", "rows", "source")

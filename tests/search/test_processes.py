@@ -52,7 +52,8 @@ def work(rank: int, folder: str, dropout: float, product: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dropout", "product"), [(0.0, "finite_difference"), (0.1, "finite_difference"), (0.0, "exact")]
+    ("dropout", "product"),
+    [(0.0, "finite_difference"), (0.1, "finite_difference"), (0.0, "forward_difference"), (0.0, "exact")],
 )
 def test_two_processes_give_the_alpha_of_one(tmp_path: Path, dropout: float, product: str) -> None:
     start_processes(work, args=(str(tmp_path), dropout, product), nprocs=2, start_method=FORKSERVER)  # type: ignore[no-untyped-call]
