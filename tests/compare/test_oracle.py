@@ -119,4 +119,4 @@ def test_the_readme_says_what_the_rows_say() -> None:
     said = [[cell.strip() for cell in line.split("|")[1:4]] for line in README.read_text().splitlines() if "|" in line]
     for name, verdicts in found.items():
         correlation, share = (mean(getattr(one, what) for one in verdicts) for what in ("correlation", "regret"))
-        assert [name, f"{correlation:+.2f}".replace("-", "−"), f"{share:.2f}"] in said
+        assert [name, f"{correlation:+.2f}".replace("-", "\N{MINUS SIGN}"), f"{share:.2f}"] in said
