@@ -5,8 +5,9 @@ groups; every subset of them gets a fresh LoRA, the same rows in the same order 
 measured on a third part of the train split, which no fine-tune, search or probe has seen. A selector is judged by the
 mean score of each group's layers: its regret is the loss of the groups with the highest scores, above that of the best
 subset of as many groups; the share is of what a random subset has. The correlation (Spearman) is of a subset's summed
-scores with how low its loss is, within each size. The first and the last layers are the controls. Finished rows are
-kept: the same command goes on where it stopped, and rows of other options are left alone.
+scores with how low its loss is, within each size; losses are means over the seeds that are whole, and each seed's
+selectors are judged by them. The first and the last layers are the controls. Finished rows are kept: the same command
+goes on where it stopped, and rows of other options are left alone.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ SEARCHES = {
 PROBES = {"gradient norm": GradientNorm, "activation norm": ActivationNorm, "LoRA-drop": LoraDrop}
 #: Options that change no row; all others must be the same in rows that are compared.
 FREE = ("file", "seeds", "rows", "source")
+#: Verdicts of the seeds, by selector.
+Judged = dict[str, list[Verdict]]
 
 
 class Oracle:
@@ -101,42 +104,50 @@ class Oracle:
         task = Task(self.layers, self.seed, 0, {}, {"precision": options.precision}, module, data)
         return PROBES[name](k=1).scores(task)
 
-    def losses(self) -> dict[Subset, float]:
-        """The loss of each subset, once all rows are there."""
-        rows = self.finished()
-        return {subset: float(rows[_name(subset)]["loss"]) for subset in subsets(len(self.cut))}
 
-    def verdicts(self) -> dict[str, Verdict]:
-        """What the controls and the selectors are worth, once all rows are there."""
-        rows, losses, count = self.finished(), self.losses(), len(self.cut)
-        scores = {"first layers": [-float(group) for group in range(count)]}
-        scores["last layers"] = [float(group) for group in range(count)]
-        for name in (*SEARCHES, *PROBES):
-            scores[name] = group_scores([float(score) for score in rows[name]["scores"].split()], self.cut)
-        return {name: verdict(losses, of_groups) for name, of_groups in scores.items()}
+def judged(rows: Sequence[dict[str, str]], cut: Sequence[Sequence[int]]) -> tuple[dict[Subset, float], Judged]:
+    """The mean loss of each subset, and what the selectors and the controls are worth by it, of each seed.
+
+    Args:
+        rows: Finished rows of the same settings, of one seed at least all; the others give what selectors they have.
+        cut: The groups.
+    """
+    wanted = {_name(subset): subset for subset in subsets(len(cut))}
+    tried: dict[str, dict[Subset, float]] = {}
+    for row in rows:
+        if row["name"] in wanted:
+            tried.setdefault(row["seed"], {})[wanted[row["name"]]] = float(row["loss"])
+    whole = [losses for losses in tried.values() if len(losses) == len(wanted)]
+    losses = {subset: mean(one[subset] for one in whole) for subset in wanted.values()}
+    found: Judged = {}
+    for row in rows:
+        if row["scores"]:
+            scores = group_scores([float(score) for score in row["scores"].split()], cut)
+            found.setdefault(row["name"], []).append(verdict(losses, scores))
+    for name, sign in (("first layers", -1.0), ("last layers", 1.0)):
+        found[name] = [verdict(losses, [sign * group for group in range(len(cut))])]
+    return losses, found
 
 
 def _name(subset: Subset) -> str:
     return " ".join(map(str, subset))
 
 
-def summarise(seeds: Sequence[Oracle]) -> None:
+def summarise(rows: Sequence[dict[str, str]], cut: Sequence[Sequence[int]]) -> None:
     """Print means over the seeds."""
-    count, losses = len(seeds[0].cut), [seed.losses() for seed in seeds]
-    found = [seed.verdicts() for seed in seeds]
+    losses, found = judged(rows, cut)
+    count = len(cut)
     by_size = [f"{size} of {count}" for size in range(1, count)]
-    table = Table("selector", "correlation", "share", *by_size, title=f"regret, {len(seeds)} seeds")
-    for name in found[0]:
-        own = [verdicts[name] for verdicts in found]
+    table = Table("selector", "seeds", "correlation", "share", *by_size, title="regret")
+    for name, own in found.items():
         regrets = [f"{mean(at.regret for at in same):.4f}" for same in zip(*(one.sizes for one in own), strict=True)]
         correlation, share = mean(one.correlation for one in own), mean(one.regret for one in own)
-        table.add_row(name, f"{correlation:+.2f}", f"{share:.2f}", *regrets)
-    chance = zip(*(next(iter(verdicts.values())).sizes for verdicts in found), strict=True)
-    table.add_row("random groups", "0", "1", *(f"{mean(at.random_regret for at in same):.4f}" for same in chance))
-    mean_loss = {subset: mean(one[subset] for one in losses) for subset in losses[0]}
-    best = [min(combinations(range(count), size), key=mean_loss.__getitem__) for size in range(1, count)]
-    table.add_row("best groups", "", "", *(f"{_name(subset)}: {mean_loss[subset]:.4f}" for subset in best))
-    Console(width=140).print(table)
+        table.add_row(name, str(len(own)), f"{correlation:+.2f}", f"{share:.2f}", *regrets)
+    chance = found["last layers"][0].sizes
+    table.add_row("random groups", "", "0", "1", *(f"{at.random_regret:.4f}" for at in chance))
+    best = [min(combinations(range(count), size), key=losses.__getitem__) for size in range(1, count)]
+    table.add_row("best groups", "", "", "", *(f"{_name(subset)}: {losses[subset]:.4f}" for subset in best))
+    Console(width=150).print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -158,14 +169,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     seeds = [Oracle(options, seed) for seed in range(options.seeds)]
     missing = [(seed, name) for seed in seeds for done in [seed.finished()] for name in seed.names if name not in done]
+    # A search is judged by the losses of any seed: what says more for the same time comes first.
+    missing.sort(key=lambda row: (row[0].seed > 0) + (row[0].seed > 0 and row[1] not in (*PROBES, *SEARCHES)))
     cost = f"{options.steps} steps of {options.batch_size} rows, and the loss of {options.third_rows} rows"
     print(f"{len(missing)} rows to go; a subset takes {cost}")
     for place, (seed, name) in enumerate(missing[: options.rows]):
         append(options.file, seed.measure(name))
         taken = [float(row["seconds"]) for row in seed.finished().values() if row["loss"]]
         print(f"{len(missing) - place - 1} rows to go" + (f", {median(taken):.0f} s a subset" if taken else ""))
-    if options.rows is None or options.rows >= len(missing):
-        summarise(seeds)
+    rows = [row for seed in seeds for row in seed.finished().values()]
+    if any(len(seed.finished()) == len(seed.names) for seed in seeds):
+        summarise(rows, seeds[0].cut)
 
 
 if __name__ == "__main__":

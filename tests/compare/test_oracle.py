@@ -8,7 +8,7 @@ from statistics import mean
 
 import pytest
 
-from flexora.compare.oracle import Verdict, group_scores, groups, subsets, verdict
+from flexora.compare.oracle import group_scores, groups, subsets, verdict
 from flexora.errors import FlexoraError
 from tests.benchmarks import oracle
 from tests.benchmarks.third_part import read
@@ -108,14 +108,7 @@ def test_the_benchmark_goes_on_where_it_stopped(
 def test_the_readme_says_what_the_rows_say() -> None:
     rows = read(RESULTS)
     layers = len(next(row["scores"] for row in rows if row["scores"]).split())
-    found: dict[str, list[Verdict]] = {}
-    for seed in dict.fromkeys(row["seed"] for row in rows):
-        own = [row for row in rows if row["seed"] == seed]
-        losses = {tuple(map(int, row["name"].split())): float(row["loss"]) for row in own if row["loss"]}
-        for row in own:
-            if row["scores"]:
-                scores = group_scores([float(score) for score in row["scores"].split()], groups(layers, 5))
-                found.setdefault(row["name"], []).append(verdict(losses, scores))
+    _, found = oracle.judged(rows, groups(layers, 5))
     said = [[cell.strip() for cell in line.split("|")[1:4]] for line in README.read_text().splitlines() if "|" in line]
     for name, verdicts in found.items():
         correlation, share = (mean(getattr(one, what) for one in verdicts) for what in ("correlation", "regret"))
