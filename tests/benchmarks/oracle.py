@@ -6,8 +6,9 @@ measured on a third part of the train split, which no fine-tune, search or probe
 mean score of each group's layers: its regret is the loss of the groups with the highest scores, above that of the best
 subset of as many groups; the share is of what a random subset has. The correlation (Spearman) is of a subset's summed
 scores with how low its loss is, within each size; losses are means over the seeds that are whole, and each seed's
-selectors are judged by them. The first and the last layers are the controls. Finished rows are kept: the same command
-goes on where it stopped, and rows of other options are left alone.
+selectors are judged by them. The overlap is Jaccard's, of the layers in the better half of each seed's scores. The
+first and the last layers are the controls. Finished rows are kept: the same command goes on where it stopped (``--rows
+0``: the table alone), and rows of other options are left alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from flexora.compare.oracle import Subset, Verdict, group_scores, groups, subset
 from flexora.compare.probes import ActivationNorm, GradientNorm, LoraDrop
 from flexora.compare.selectors import Task
 from flexora.search.estimators import FirstOrder, Unrolled
+from flexora.search.rules import ranked
+from flexora.search.stability import mean_jaccard, random_jaccard
 from flexora.search.units import flatten
 from tests.benchmarks.third_part import Arm, adapter, append, finetuned_loss, read, search, third_part
 
@@ -133,20 +136,34 @@ def _name(subset: Subset) -> str:
     return " ".join(map(str, subset))
 
 
+def overlaps(rows: Sequence[dict[str, str]]) -> tuple[dict[str, float], float]:
+    """Mean Jaccard overlap of the better half of the layers by each selector over seeds; and that of random halves."""
+    halves: dict[str, list[list[int]]] = {}
+    for row in rows:
+        scores = [float(score) for score in row["scores"].split()]
+        if scores:
+            halves.setdefault(row["name"], []).append(ranked(scores)[: len(scores) // 2])
+            layers = len(scores)
+    found = {name: mean_jaccard(own) for name, own in halves.items() if len(own) > 1}
+    return found, random_jaccard([layers // 2] * 2, layers)
+
+
 def summarise(rows: Sequence[dict[str, str]], cut: Sequence[Sequence[int]]) -> None:
     """Print means over the seeds."""
     losses, found = judged(rows, cut)
+    overlap, by_chance = overlaps(rows)
     count = len(cut)
     by_size = [f"{size} of {count}" for size in range(1, count)]
-    table = Table("selector", "seeds", "correlation", "share", *by_size, title="regret")
+    table = Table("selector", "seeds", "overlap", "correlation", "share", *by_size, title="regret")
     for name, own in found.items():
         regrets = [f"{mean(at.regret for at in same):.4f}" for same in zip(*(one.sizes for one in own), strict=True)]
         correlation, share = mean(one.correlation for one in own), mean(one.regret for one in own)
-        table.add_row(name, str(len(own)), f"{correlation:+.2f}", f"{share:.2f}", *regrets)
+        same = f"{overlap[name]:.2f}" if name in overlap else ""
+        table.add_row(name, str(len(own)), same, f"{correlation:+.2f}", f"{share:.2f}", *regrets)
     chance = found["last layers"][0].sizes
-    table.add_row("random groups", "", "0", "1", *(f"{at.random_regret:.4f}" for at in chance))
+    table.add_row("random groups", "", f"{by_chance:.2f}", "0", "1", *(f"{at.random_regret:.4f}" for at in chance))
     best = [min(combinations(range(count), size), key=losses.__getitem__) for size in range(1, count)]
-    table.add_row("best groups", "", "", "", *(f"{_name(subset)}: {losses[subset]:.4f}" for subset in best))
+    table.add_row("best groups", "", "", "", "", *(f"{_name(subset)}: {losses[subset]:.4f}" for subset in best))
     Console(width=150).print(table)
 
 

@@ -109,7 +109,10 @@ def test_the_readme_says_what_the_rows_say() -> None:
     rows = read(RESULTS)
     layers = len(next(row["scores"] for row in rows if row["scores"]).split())
     _, found = oracle.judged(rows, groups(layers, 5))
-    said = [[cell.strip() for cell in line.split("|")[1:4]] for line in README.read_text().splitlines() if "|" in line]
+    overlaps, _ = oracle.overlaps(rows)
+    said = [[cell.strip() for cell in line.split("|")[1:-1]] for line in README.read_text().splitlines() if "|" in line]
     for name, verdicts in found.items():
         correlation, share = (mean(getattr(one, what) for one in verdicts) for what in ("correlation", "regret"))
-        assert [name, f"{correlation:+.2f}".replace("-", "\N{MINUS SIGN}"), f"{share:.2f}"] in said
+        overlap = f"{overlaps[name]:.2f}" if name in overlaps else ""
+        row = [name, str(len(verdicts)), overlap, f"{correlation:+.2f}".replace("-", "\N{MINUS SIGN}"), f"{share:.2f}"]
+        assert row in said
