@@ -77,7 +77,7 @@ def difference(relative_step: float | None, *, central: bool) -> Product:
     """
 
     def product(problem: BilevelProblem, step: InnerStep, direction: Tensors) -> tuple[Tensor, Tensors]:
-        if step.length == 0:  # every gradient was zero, as of rows learnt by heart, and so is what they are derived by
+        if step.length == 0:  # nothing moved: every gradient was zero, as of rows learnt by heart
             return torch.zeros_like(problem.alpha), [torch.zeros_like(part) for part in direction]
         relative = relative_step or default_step(problem, central=central)
         e = relative * step.length / global_norm(direction).item()

@@ -4,7 +4,7 @@
 groups; every subset of them gets a fresh LoRA, the same rows in the same order and the same steps, and its loss is
 measured on a third part of the train split, which no fine-tune, search or probe has seen. A selector is judged by the
 mean score of each group's layers: its regret is the loss of the groups with the highest scores, above that of the best
-subset of as many groups; the share is of what a random subset has. The correlation (Spearman) is of a subset's summed
+subset of as many groups; relative to what a random subset has. The correlation (Spearman) is of a subset's summed
 scores with how low its loss is, within each size; losses are means over the seeds that are whole, and each seed's
 selectors are judged by them. The overlap is Jaccard's, of the layers in the better half of each seed's scores. The
 first and the last layers are the controls. Finished rows are kept: the same command goes on where it stopped (``--rows
@@ -108,11 +108,15 @@ class Oracle:
         return PROBES[name](k=1).scores(task)
 
 
+def _name(subset: Subset) -> str:
+    return " ".join(map(str, subset))
+
+
 def judged(rows: Sequence[dict[str, str]], cut: Sequence[Sequence[int]]) -> tuple[dict[Subset, float], Judged]:
     """The mean loss of each subset, and what the selectors and the controls are worth by it, of each seed.
 
     Args:
-        rows: Finished rows of the same settings, of one seed at least all; the others give what selectors they have.
+        rows: Finished rows of the same settings: of at least one seed all, of the others any selectors.
         cut: The groups.
     """
     wanted = {_name(subset): subset for subset in subsets(len(cut))}
@@ -132,18 +136,13 @@ def judged(rows: Sequence[dict[str, str]], cut: Sequence[Sequence[int]]) -> tupl
     return losses, found
 
 
-def _name(subset: Subset) -> str:
-    return " ".join(map(str, subset))
-
-
 def overlaps(rows: Sequence[dict[str, str]]) -> tuple[dict[str, float], float]:
     """Mean Jaccard overlap of the better half of the layers by each selector over seeds; and that of random halves."""
+    scored = [(row["name"], [float(score) for score in row["scores"].split()]) for row in rows if row["scores"]]
+    layers = len(scored[0][1])
     halves: dict[str, list[list[int]]] = {}
-    for row in rows:
-        scores = [float(score) for score in row["scores"].split()]
-        if scores:
-            halves.setdefault(row["name"], []).append(ranked(scores)[: len(scores) // 2])
-            layers = len(scores)
+    for name, scores in scored:
+        halves.setdefault(name, []).append(ranked(scores)[: layers // 2])
     found = {name: mean_jaccard(own) for name, own in halves.items() if len(own) > 1}
     return found, random_jaccard([layers // 2] * 2, layers)
 
@@ -154,12 +153,12 @@ def summarise(rows: Sequence[dict[str, str]], cut: Sequence[Sequence[int]]) -> N
     overlap, by_chance = overlaps(rows)
     count = len(cut)
     by_size = [f"{size} of {count}" for size in range(1, count)]
-    table = Table("selector", "seeds", "overlap", "correlation", "share", *by_size, title="regret")
+    table = Table("selector", "seeds", "overlap", "correlation", "relative regret", *by_size, title="regret")
     for name, own in found.items():
         regrets = [f"{mean(at.regret for at in same):.4f}" for same in zip(*(one.sizes for one in own), strict=True)]
-        correlation, share = mean(one.correlation for one in own), mean(one.regret for one in own)
+        correlation, relative = mean(one.correlation for one in own), mean(one.regret for one in own)
         same = f"{overlap[name]:.2f}" if name in overlap else ""
-        table.add_row(name, str(len(own)), same, f"{correlation:+.2f}", f"{share:.2f}", *regrets)
+        table.add_row(name, str(len(own)), same, f"{correlation:+.2f}", f"{relative:.2f}", *regrets)
     chance = found["last layers"][0].sizes
     table.add_row("random groups", "", f"{by_chance:.2f}", "0", "1", *(f"{at.random_regret:.4f}" for at in chance))
     best = [min(combinations(range(count), size), key=losses.__getitem__) for size in range(1, count)]
@@ -186,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     seeds = [Oracle(options, seed) for seed in range(options.seeds)]
     missing = [(seed, name) for seed in seeds for done in [seed.finished()] for name in seed.names if name not in done]
-    # A search is judged by the losses of any seed: what says more for the same time comes first.
+    # One whole seed first, by which the others' selectors are judged, which are next, and their subsets last.
     missing.sort(key=lambda row: (row[0].seed > 0) + (row[0].seed > 0 and row[1] not in (*PROBES, *SEARCHES)))
     cost = f"{options.steps} steps of {options.batch_size} rows, and the loss of {options.third_rows} rows"
     print(f"{len(missing)} rows to go; a subset takes {cost}")
@@ -195,8 +194,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         taken = [float(row["seconds"]) for row in seed.finished().values() if row["loss"]]
         print(f"{len(missing) - place - 1} rows to go" + (f", {median(taken):.0f} s a subset" if taken else ""))
     rows = [row for seed in seeds for row in seed.finished().values()]
-    if any(len(seed.finished()) == len(seed.names) for seed in seeds):
+    if any(set(seed.names) <= set(seed.finished()) for seed in seeds):
         summarise(rows, seeds[0].cut)
+    else:
+        print("no seed is whole yet: the same command goes on, and prints the table then")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Searches, fine-tunes on rows that no search has seen, and a file of finished rows: what the oracle measures with."""
+"""What the oracle is made of: searches, fine-tunes scored on rows that no search has seen, a file of finished rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from flexora import FinetuneModule, MultipleChoiceDataModule, SearchModule
 from flexora.search.estimators import Estimator
 from flexora.search.rules import SelectionRule
 
-THIRD_ROWS = 400
-
 
 class Arm(NamedTuple):
     """How a search estimates its hypergradient, and the gradients that an outer step takes."""
@@ -32,7 +30,7 @@ def adapter() -> LoraConfig:
     return LoraConfig(r=8, lora_alpha=16)
 
 
-def third_part(benchmark: type[MultipleChoiceDataModule], rows: int = THIRD_ROWS) -> type[MultipleChoiceDataModule]:
+def third_part(benchmark: type[MultipleChoiceDataModule], rows: int) -> type[MultipleChoiceDataModule]:
     """The benchmark with the same training rows; held out are rows that the search has never seen."""
 
     class ThirdPart(benchmark):  # type: ignore[misc, valid-type]

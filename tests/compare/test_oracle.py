@@ -107,12 +107,17 @@ def test_the_benchmark_goes_on_where_it_stopped(
 
 def test_the_readme_says_what_the_rows_say() -> None:
     rows = read(RESULTS)
+    assert len({row["settings"] for row in rows}) == 1
     layers = len(next(row["scores"] for row in rows if row["scores"]).split())
     _, found = oracle.judged(rows, groups(layers, 5))
-    overlaps, _ = oracle.overlaps(rows)
-    said = [[cell.strip() for cell in line.split("|")[1:-1]] for line in README.read_text().splitlines() if "|" in line]
+    overlaps, by_chance = oracle.overlaps(rows)
+    wanted = []
     for name, verdicts in found.items():
-        correlation, share = (mean(getattr(one, what) for one in verdicts) for what in ("correlation", "regret"))
+        correlation, relative = (mean(getattr(one, what) for one in verdicts) for what in ("correlation", "regret"))
         overlap = f"{overlaps[name]:.2f}" if name in overlaps else ""
-        row = [name, str(len(verdicts)), overlap, f"{correlation:+.2f}".replace("-", "\N{MINUS SIGN}"), f"{share:.2f}"]
-        assert row in said
+        signed = f"{correlation:+.2f}".replace("-", "\N{MINUS SIGN}")
+        wanted.append([name, str(len(verdicts)), overlap, signed, f"{relative:.2f}"])
+    said = README.read_text(encoding="utf-8").split("**How far from the best choice?**")[1].split("\n\n")
+    assert f"(of random halves {by_chance:.2f})" in said[0]
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said[1].splitlines()[2:]]
+    assert sorted(table) == sorted(wanted)
