@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # An idle tokenizer pool that is forked by a data loader warns on every fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # bitsandbytes, which PEFT imports where it is installed, misses a faster kernel of 4 bits on some CPUs.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     return _run(verb, rest)
 
 

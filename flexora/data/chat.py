@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from jinja2 import TemplateError
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ASSISTANT = "assistant"
+#: What ShareGPT calls the roles.
+ROLES = {"human": "user", "gpt": ASSISTANT}
 #: Templates that name a date take the one of Llama 3's own: the day of the training would change the prompts.
 DATE = "26 Jul 2024"
 
@@ -36,22 +38,31 @@ class Message(TypedDict):
 
 
 def read_messages(messages: object) -> tuple[Message, ...]:
-    """Check the turns of a conversation.
+    """Check the turns of a conversation; ``from`` and ``value``, as ShareGPT has them, are role and content.
 
     Raises:
         ValueError: If they are no list of role and content, or the last is not the assistant's.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise ValueError("messages is not a list of turns")
-    for number, message in enumerate(messages, start=1):
+    turns = [_turn(message) for message in messages]
+    for number, message in enumerate(turns, start=1):
         for name in ("role", "content"):
             if not isinstance(message, dict) or not isinstance(message.get(name), str):
                 raise ValueError(f"turn {number} has no {name} in words")
         if message["role"] == ASSISTANT and not message["content"].strip():
             raise ValueError(f"turn {number}: the answer is empty")
-    if messages[-1]["role"] != ASSISTANT:
-        raise ValueError(f"the last turn is the {messages[-1]['role']}'s, not the assistant's")
-    return tuple(Message(role=message["role"], content=message["content"]) for message in messages)
+    if turns[-1]["role"] != ASSISTANT:
+        raise ValueError(f"the last turn is the {turns[-1]['role']}'s, not the assistant's")
+    return tuple(Message(role=turn["role"], content=turn["content"]) for turn in turns)
+
+
+def _turn(message: Any) -> Any:
+    """The turn by the names that templates know."""
+    if not isinstance(message, dict) or message.keys().isdisjoint(("from", "value")) or "role" in message:
+        return message
+    role = message.get("from")
+    return {"role": ROLES.get(role, role) if isinstance(role, str) else role, "content": message.get("value")}
 
 
 @dataclass(frozen=True)

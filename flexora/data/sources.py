@@ -23,7 +23,7 @@ Split = Literal["train", "validation", "test"]
 
 HUB_PREFIX = "hub:"
 #: Kinds of files that hold rows.
-SUFFIXES = (".jsonl", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".parquet")
 #: Columns of a JSON-lines file: its lines as they are, so that one that cannot be read spoils no other.
 LINE, TEXT = "__line__", "__text__"
 
@@ -54,8 +54,8 @@ class Source:
 
         Args:
             where: ``hub``, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/CONFIGURATION``, ``packaged``, a folder with
-                ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or ``.parquet``), or one such file of any name,
-                which is the train split.
+                ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or ``.json``, ``.parquet``), or one such file of
+                any name, which is the train split.
             split: The split to load.
 
         Raises:
@@ -148,19 +148,19 @@ def require_place(place: Path) -> Path:
     """
     if not place.is_dir() and not (place.is_file() and place.suffix in SUFFIXES):
         raise FlexoraError(
-            f"data.source: {place} is not a folder, nor a .jsonl or .parquet file; name one, hub, or packaged"
+            f"data.source: {place} is not a folder, nor a {' or '.join(SUFFIXES)} file; name one, hub, or packaged"
         )
     return place
 
 
 def load_files(place: Path, split: Split) -> Dataset:
-    """Load ``<split>.jsonl`` or ``.parquet`` of a folder, or the file itself as train split.
+    """Load ``<split>.jsonl``, ``.json`` or ``.parquet`` of a folder, or the file itself as train split.
 
     Raises:
         FlexoraError: If folder or file are missing or empty.
     """
     for file in split_files(require_place(place), split):
-        if file.suffix == ".jsonl":
+        if file.suffix != ".parquet":
             return load_lines(file)
         try:
             dataset = load_dataset("parquet", data_files=str(file), split="train")
@@ -174,14 +174,16 @@ def load_files(place: Path, split: Split) -> Dataset:
             f"data.source: {place} is the train split alone; cut a {split} split from it with data.test_rows, or name "
             f"a folder with train.jsonl and {split}.jsonl"
         )
-    raise FlexoraError(f"data.source: {place} has no {split}.jsonl or {split}.parquet; add the file")
+    raise FlexoraError(
+        f"data.source: {place} has no {' or '.join(split + suffix for suffix in SUFFIXES)}; add the file"
+    )
 
 
 def load_lines(file: Path, option: str = "data.source") -> Dataset:
-    """Load the lines of a JSON-lines file as they are, with their numbers; :func:`as_row` reads one.
+    """Load the lines of a JSON-lines file as they are, with their numbers, or the items of a JSON array.
 
-    ``datasets`` would make them columns of one type each: a field that is a number here and text there fails the whole
-    file, and names no line.
+    :func:`as_row` reads one. ``datasets`` would make them columns of one type each: a field that is a number here and
+    text there fails the whole file, and names no line.
 
     Args:
         file: The file.
@@ -192,21 +194,26 @@ def load_lines(file: Path, option: str = "data.source") -> Dataset:
     """
     try:
         with file.open("rb") as lines:
-            if not any(line.strip() for line in lines):
+            first = next((line for line in lines if line.strip()), b"")
+            array = file.suffix == ".json" and first.lstrip().startswith(b"[")
+            if not first or (array and not _items(file)):
                 raise FlexoraError(f"{option}: {file} holds no row; add rows or name another file")
             lines.seek(0)
             arguments = {"file": str(file), "content": hashlib.file_digest(lines, "sha256").hexdigest()}
     except OSError as error:
         raise FlexoraError(f"{option}: cannot read {file}: {error}; name another file") from error
-    features = Features({LINE: Value("int64"), TEXT: Value("binary")})
-    return _generated(_lines, {**arguments, "code": code_fingerprint(_lines)}, features=features)
+    except ValueError as error:
+        raise FlexoraError(f"{option}: {file} is no JSON array: {first_line(error)}; mend it") from error
+    rows, number = (_array, {}) if array else (_lines, {LINE: Value("int64")})
+    arguments["code"] = code_fingerprint(rows)
+    return _generated(rows, arguments, features=Features({**number, TEXT: Value("binary")}))
 
 
 def as_row(row: Row) -> Row:
-    """The row itself, or what a line of a JSON-lines file says.
+    """The row itself, or what a line of a JSON-lines file, or an item of an array, says.
 
     Raises:
-        ValueError: If the line is not a JSON object.
+        ValueError: If it is not a JSON object.
     """
     if TEXT not in row:
         return row
@@ -232,6 +239,22 @@ def _lines(file: str, content: str, code: str) -> Iterator[Row]:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield {LINE: number, TEXT: line}
+
+
+def _items(file: Path) -> list[Any]:
+    """The items of a JSON array.
+
+    Raises:
+        ValueError: If the file is not JSON.
+    """
+    items: list[Any] = json.loads(file.read_bytes())
+    return items
+
+
+def _array(file: str, content: str, code: str) -> Iterator[Row]:
+    """Yield every item, as a line of its own would say it; the other arguments are there for the cache's key alone."""
+    for item in _items(Path(file)):
+        yield {TEXT: json.dumps(item).encode()}
 
 
 def _packaged_rows(wheel: str, task: str, official: Callable[[Row], Row], code: str) -> Iterator[Row]:

@@ -31,7 +31,7 @@ from flexora.estimate.sketch import Sketch
 from flexora.finetune.module import FinetuneModule
 from flexora.search.module import SearchModule
 from flexora.verbs.checks import build
-from flexora.verbs.settings import Recipe
+from flexora.verbs.settings import Recipe, long_form
 
 if TYPE_CHECKING:
     from flexora.backbone.loading import Backbone
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         FlexoraError: If the recipe does not suit them, or the model's configuration or local rows cannot be had.
     """
     length, rest = _length(arguments)
-    recipe = Recipe("estimate", rest)
+    recipe = Recipe("estimate", [long_form(argument) for argument in rest])
     data, finetune = _finetune(recipe)
     phases: dict[Phase, Estimate] = {"search": _search, "finetune": _finetuned} if data.trained else {}
     phases["evaluate"] = _evaluated

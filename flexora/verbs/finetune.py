@@ -21,7 +21,7 @@ from flexora.search.named import resolve_selection
 from flexora.search.selection import Selection
 from flexora.usage import measured
 from flexora.verbs.phase import lightning_cli, plain_errors, read_from
-from flexora.verbs.settings import Recipe
+from flexora.verbs.settings import Recipe, long_form
 from flexora.zoo.models import known_model
 
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         FlexoraError: If the recipe, the selection, the data or the folder does not allow it.
     """
-    recipe = Recipe("finetune", [_long_form(argument) for argument in arguments])
+    recipe = Recipe("finetune", [long_form(argument) for argument in arguments])
     recipe.require_precision("finetune")
     recipe.require_end()
     folder, name = recipe.folder, recipe.sections["finetune"]["folder"]
@@ -87,14 +87,6 @@ def _fit(cli: LightningCLI, recipe: Recipe, files: FinetuneFiles) -> None:
     newest = files.checkpoints.newest(cli.trainer.print)
     with plain_errors(recipe, "finetune"):
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=newest, weights_only=True)
-
-
-def _long_form(argument: str) -> str:
-    """``--selection`` and ``--warm-start`` are short for settings of the section."""
-    name, equals, value = argument.partition("=")
-    if name == "--warm-start":
-        return f"--finetune.warm_start={value if equals else 'true'}"
-    return f"--finetune.selection{equals}{value}" if name == "--selection" else argument
 
 
 def _selection(recipe: Recipe) -> Selection:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import lightning as L
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -22,6 +23,7 @@ from flexora.data.datamodule import AnswerDataModule
 from flexora.errors import FlexoraError, Interrupted
 from flexora.interruption import StopOnSignal, follow, leaving
 from flexora.recipe import one_line
+from flexora.secrets import without_secrets
 from flexora.trust import restrict_imports
 from flexora.verbs.memory import memory_watched
 from flexora.verbs.progress import progress_bar
@@ -29,6 +31,22 @@ from flexora.verbs.settings import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+class LoggedSettings(Callback):
+    """Gives the loggers the recipe, once something is trained; without secrets, which a recipe may hold.
+
+    Args:
+        recipe: The recipe.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.text = recipe.text
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log all sections."""
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(without_secrets(self.text)))
 
 
 class PhaseParser(LightningArgumentParser):
@@ -87,6 +105,7 @@ def lightning_cli(
             {"class_path": f"lightning.pytorch.loggers.{kind}", "init_args": {"save_dir": str(folder), "name": name}}
             for kind, name in (("CSVLogger", "logs/csv"), ("TensorBoardLogger", "logs/tensorboard"))
         ]
+    settings["callbacks"] = _callbacks(settings.get("callbacks"), phase)
     bars = [] if settings.get("enable_progress_bar") is False else [progress_bar()]
     restrict_imports()
     # LightningCLI must never see the verb's own command line: it would parse it once more.
@@ -99,7 +118,7 @@ def lightning_cli(
             save_config_callback=None,
             parser_class=PhaseParser,
             seed_everything_default=recipe.sections["seed"],
-            trainer_defaults={"callbacks": [*bars, *callbacks, StopOnSignal()]},
+            trainer_defaults={"callbacks": [*bars, *callbacks, LoggedSettings(recipe), StopOnSignal()]},
             args={
                 "seed_everything": recipe.sections["seed"],
                 "model": module,
@@ -116,9 +135,44 @@ def lightning_cli(
             auto_configure_optimizers=False,
         )
     if hasattr(cli, "trainer"):
+        _require_processes(cli.trainer, phase)
         require_trainer(cli.trainer, phase)  # before Lightning starts a process for each device
         follow(cli.trainer)
     return cli
+
+
+def _callbacks(given: Any, phase: Phase) -> list[dict[str, Any]]:
+    """The user's callbacks of a phase; what ends a training early has nothing to say of a search.
+
+    Raises:
+        FlexoraError: If one would keep checkpoints beside the phase's own.
+    """
+    listed: list[dict[str, Any]] = given if isinstance(given, list) else [given] if given else []
+    kept = []
+    for callback in listed:
+        name = str(callback["class_path"]).rpartition(".")[2]
+        if name in ("ModelCheckpoint", "OnExceptionCheckpoint"):
+            raise FlexoraError(
+                f"trainer.callbacks: {name}: every phase keeps its own checkpoints, and the fine-tune its best epoch; "
+                "remove it, and set checkpoint_every and keep_checkpoints of search and finetune"
+            )
+        if phase == "finetune" or name != "EarlyStopping":
+            kept.append(callback)
+    return kept
+
+
+def _require_processes(trainer: L.Trainer, phase: Phase) -> None:
+    """Refuse to go on alone where several devices are asked for: on a cluster Lightning starts no process itself.
+
+    Raises:
+        FlexoraError: If a launcher has started another number of processes.
+    """
+    wanted = trainer.num_devices * trainer.num_nodes
+    if trainer.world_size != wanted:
+        raise FlexoraError(
+            f"{phase}: trainer.devices and num_nodes ask for {wanted} processes, but the launcher started "
+            f"{trainer.world_size}; under SLURM call srun --ntasks-per-node={trainer.num_devices} flexora {phase}"
+        )
 
 
 def read_from(cli: LightningCLI) -> dict[str, str | None]:

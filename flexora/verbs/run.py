@@ -22,7 +22,7 @@ from flexora.scoring.results import Results
 from flexora.search.selection import Selection
 from flexora.verbs.checks import checks
 from flexora.verbs.scored import is_scored, require_same_rows
-from flexora.verbs.settings import Recipe
+from flexora.verbs.settings import Recipe, long_form
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         )
     if any(argument.partition("=")[0] == "--adapter" for argument in arguments):  # it goes to every phase
         raise FlexoraError("--adapter: flexora evaluate takes a folder here; write --adapter.class_path, or a recipe")
+    arguments = [long_form(argument) for argument in arguments]
     recipe = Recipe("run", arguments)
     console, folder = Console(), recipe.folder
     arms = recipe.sections["evaluate"]["arms"]

@@ -6,9 +6,10 @@ import copy
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import lightning as L
+import torch
 import yaml
 
 from flexora.backbone.limits import Phase, require_precision, require_strategy
@@ -90,6 +91,7 @@ class Recipe:
         self.parser: RecipeParser = recipe_parser(verb)
         self.namespace: Namespace = self.parser.parse_args(list(arguments))
         self.sections: dict[str, Any] = yaml.safe_load(self.parser.dump(self.namespace, skip_none=False))
+        _require_effect(verb, arguments, self.sections)
         if plain_name(self.sections["finetune"]["folder"], "finetune.folder") in TAKEN_FOLDERS:
             raise FlexoraError(
                 f"finetune.folder: {self.sections['finetune']['folder']} is for other results; name another folder"
@@ -176,9 +178,12 @@ class Recipe:
         require_strategy(trainer.get("strategy"), trainer.get("precision"), phase)
 
     def devices(self, phase: Phase) -> int:
-        """Devices that a phase asks for; 1 where only the machine knows how many there are."""
+        """Devices that a phase asks for; all GPUs of this machine where it leaves their number open."""
         trainer = self.trainer(phase)
         devices, nodes = trainer.get("devices"), trainer.get("num_nodes") or 1
+        if str(devices) in ("auto", "-1"):
+            on_gpus = trainer.get("accelerator") in (None, "auto", "gpu", "cuda")
+            devices = max(1, torch.cuda.device_count()) if on_gpus else 1
         if isinstance(devices, str) and "," in devices:  # device numbers, as Lightning takes them
             devices = [number for number in devices.split(",") if number]
         count = len(devices) if isinstance(devices, list) else int(str(devices)) if str(devices).isdigit() else 1
@@ -216,6 +221,34 @@ class Recipe:
         if phase == "finetune" and self.initial_adapter is not None and self.initial_adapter.is_dir():
             (settings["initial_adapter"],) = fingerprints(self.folder, [str(self.initial_adapter)]).values()
         return settings
+
+
+def long_form(argument: str) -> str:
+    """``--selection`` and ``--warm-start`` are short for settings of the fine-tune."""
+    name, equals, value = argument.partition("=")
+    if name == "--warm-start":
+        return f"--finetune.warm_start={value if equals else 'true'}"
+    return f"--finetune.selection{equals}{value}" if name == "--selection" else argument
+
+
+def _require_effect(verb: str, arguments: Sequence[str], sections: dict[str, Any]) -> None:
+    """Refuse a flag of the shared trainer that a phase's own setting of the same name would make void.
+
+    Raises:
+        FlexoraError: If there is one, and no flag of the phase beside it.
+    """
+    given = {argument.partition("=")[0].rstrip("+") for argument in arguments}
+    phases = (verb,) if verb in get_args(Phase) else get_args(Phase)
+    for name in sections["trainer"]:
+        if f"--trainer.{name}" not in given:
+            continue
+        for phase in phases:
+            own = sections[phase]["trainer"].get(name, sections["trainer"][name])
+            if own != sections["trainer"][name] and f"--{phase}.trainer.{name}" not in given:
+                raise FlexoraError(
+                    f"--trainer.{name}: the recipe's {phase}.trainer.{name} {own} stands in its place; give "
+                    f"--{phase}.trainer.{name}"
+                )
 
 
 def _decisive_trainer(trainer: dict[str, Any], phase: Phase) -> dict[str, Any]:

@@ -28,10 +28,11 @@ def main() -> None:
     parser.add_argument("--inner_steps", type=int, default=2)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--warm", type=int, nargs="+", default=[0, 20], help="inner steps before the outer step")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="AdamW's; SGD's is 50 times as large")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast too; slow without hardware for it")
     options = parser.parse_args()
     table = Table("inner steps", "warm", "precision", "estimator", "relative error", "cosine")
-    for optimizer in (AdamW(lr=1e-3), SGD(lr=5e-2)):
+    for optimizer in (AdamW(lr=options.learning_rate), SGD(lr=50 * options.learning_rate)):
         search = SearchModule(Backbone(), LoraConfig(r=8, lora_alpha=16), inner_optimizer=optimizer, clip_norm=None)
         search.configure_model()
         problem = search.problem
