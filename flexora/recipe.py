@@ -66,7 +66,7 @@ class ReportSettings:
 
 
 #: Classes that the search uses unless told otherwise: written out, their settings are flags and show in the recipe.
-DEFAULT_CLASSES = {"estimator": "Unrolled", "inner_optimizer": "AdamW", "rule": "Positive"}
+DEFAULT_CLASSES = {"estimator": "FirstOrder", "inner_optimizer": "AdamW", "rule": "Positive"}
 
 #: The adapter where a recipe names none: its settings are then those of LoRA.
 DEFAULT_ADAPTER = "peft.LoraConfig"

@@ -39,7 +39,8 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         source: ``hub``, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/CONFIGURATION``, ``packaged``, a folder of
             ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or ``.json``, ``.parquet``), or one such file: the
             train split.
-        batch_size: Rows of one forward pass in training; at most so many where ``max_tokens_per_batch`` is given.
+        batch_size: Rows of one forward pass in training, on each device; at most so many where
+            ``max_tokens_per_batch`` is given.
         max_tokens_per_batch: Most tokens of one forward pass of the fine-tune, padding included, so that long rows go
             together in fewer; any number by default. The search draws ``search.batch_size`` rows whatever their length.
         evaluate_tokens: Tokens of one forward pass in evaluation, padding included; it decides speed and memory alone.

@@ -20,7 +20,7 @@ from flexora.finite import NonFiniteError
 from flexora.randomness import step_seed
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.adapter import plain_lora
-from flexora.search.estimators import Estimator, Unrolled, cosine, exact_hypergradient
+from flexora.search.estimators import Estimator, FirstOrder, cosine, exact_hypergradient
 from flexora.search.gates import Gates, gates_of
 from flexora.search.history import HistoryRow
 from flexora.search.inner import AdamW, ClipByNorm, InnerOptimizer
@@ -48,12 +48,13 @@ class SearchModule(L.LightningModule):
         inner_steps: Inner steps T before each outer step.
         repeats: Searches, one after another, each with its own start of LoRA, order of rows, dropout and held-out rows;
             alpha is averaged over them, and how far their choices agree is reported.
-        batch_size: Rows of each micro-batch, on both levels.
+        batch_size: Rows of each micro-batch, on both levels, on each device.
         accumulate: Micro-batches of each inner step, on each device.
         validation_batches: Micro-batches of the outer objective, on each device.
         gates: What has a gate, and an entry of alpha, of its own: a ``layer`` (the paper), or a ``module``, which is an
             adapted projection of a layer.
-        estimator: Hypergradient estimator.
+        estimator: Hypergradient estimator; first order by default, which chooses what the unrolled one does where LoRA
+            moves little in T steps (see :class:`~flexora.search.estimators.FirstOrder`).
         inner_optimizer: Update rule of LoRA.
         inner_schedule: Learning rate of LoRA over all inner steps of a repeat, after the warm-up.
         inner_warmup_ratio: Share of the inner steps over which the learning rate rises from 0.
@@ -117,7 +118,7 @@ class SearchModule(L.LightningModule):
         self.accumulate = accumulate
         self.validation_batches = validation_batches
         self.gates = gates
-        self.estimator = estimator or Unrolled()
+        self.estimator = estimator or FirstOrder()
         self.inner_optimizer = inner_optimizer or AdamW()
         self.inner_schedule = inner_schedule
         self.inner_warmup_ratio = inner_warmup_ratio

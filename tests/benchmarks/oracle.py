@@ -40,6 +40,11 @@ FORWARD = Unrolled("forward_difference")
 SEARCHES = {
     "first order, T 1": Arm(FirstOrder(), 1, 1, 2),
     "first order, T 4": Arm(FirstOrder(), 4, 1, 5),
+    "first order, T 1, 10 steps": Arm(FirstOrder(), 1, 1, 12),
+    "first order, T 1, 20 steps": Arm(FirstOrder(), 1, 1, 6),
+    "first order, T 1, 40 steps": Arm(FirstOrder(), 1, 1, 3),
+    "first order, T 2, 24 steps": Arm(FirstOrder(), 2, 1, 5),
+    "first order, T 4, 13 steps": Arm(FirstOrder(), 4, 1, 9),
     "unrolled, T 1": Arm(FORWARD, 1, 1, 3),
     "unrolled, T 2": Arm(FORWARD, 2, 1, 5),
     "unrolled, T 4": Arm(FORWARD, 4, 1, 9),

@@ -196,7 +196,7 @@ def test_print_config_resolves_the_recipe(recipe: Callable[..., Path], capsys: p
     assert "max_length: 64" in shown
     assert "use_rslora: false" in shown
     for name in (
-        "Unrolled",
+        "FirstOrder",
         "AdamW",
         "Positive",
         "weight_decay: 0.0",
