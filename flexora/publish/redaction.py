@@ -17,6 +17,9 @@ from flexora.search.selection import Selection
 from flexora.verbs.arms import PHASE_OF_ARM
 from flexora.zoo.references import is_reference
 
+#: Arms that a run trains by itself, and the base model: their names are never those of folders.
+OWN_ARMS = ("base", *PHASE_OF_ARM)
+
 
 def public_recipe(sections: dict[str, Any], base: Base) -> dict[str, Any]:
     """A resolved recipe with the hub's name of the base model, and of every folder and file its last name alone.
@@ -37,7 +40,7 @@ def public_recipe(sections: dict[str, Any], base: Base) -> dict[str, Any]:
     if (named := public["finetune"]["selection"]) is not None and names_file(named):
         public["finetune"]["selection"] = "selection.json"  # what it named lies beside the recipe
     arms = public["evaluate"]["arms"]  # folders are not there for others
-    public["evaluate"]["arms"] = [arm for arm in arms if arm in ("base", *PHASE_OF_ARM) or is_reference(arm)]
+    public["evaluate"]["arms"] = [arm for arm in arms if arm in OWN_ARMS or is_reference(arm)]
     cleaned: dict[str, Any] = _without_places(public)
     return cleaned
 
@@ -60,12 +63,17 @@ def public_selection(selection: Selection, base: Base) -> Selection:
 
 
 def public_arms(arms: Sequence[str]) -> list[str]:
-    """Names of arms, of folders the last ones; those that are then the same get numbers."""
+    """Names of arms, of folders the last ones; those that another arm has, or a run's own might have, get numbers."""
+    taken = [*OWN_ARMS, *filter(is_reference, arms)]
     names: list[str] = []
     for arm in arms:
-        name = arm if is_reference(arm) else PurePosixPath(arm.rstrip("/")).name
-        same = sum(known == name or known.startswith(f"{name} (") for known in names)
-        names.append(f"{name} ({same + 1})" if same else name)
+        name = arm
+        if arm not in OWN_ARMS and not is_reference(arm):
+            last = PurePosixPath(arm.rstrip("/")).name
+            same = sum(known == last or known.startswith(f"{last} (") for known in taken)
+            name = f"{last} ({same + 1})" if same else last
+            taken.append(name)
+        names.append(name)
     return names
 
 

@@ -115,3 +115,16 @@ def test_rows_are_those_that_were_read() -> None:
 def test_arms_keep_different_names() -> None:
     arms = ["base", "/a/adapter", "/b/adapter/", "hf:me/arc", "flexora"]
     assert public_arms(arms) == ["base", "adapter", "adapter (2)", "hf:me/arc", "flexora"]
+
+
+@pytest.mark.parametrize(
+    ("arms", "names"),
+    [
+        (["base", "runs/old/flexora", "lora", "flexora"], ["base", "flexora (2)", "lora", "flexora"]),
+        (["flexora", "x/lora", "./base", "y/lora/"], ["flexora", "lora (2)", "base (2)", "lora (3)"]),
+        (["a/x", "x", "b/zoo:x", "zoo:x"], ["x", "x (2)", "zoo:x (2)", "zoo:x"]),
+    ],
+)
+def test_no_folder_takes_the_name_of_another_arm(arms: list[str], names: list[str]) -> None:
+    """Card, table and pictures tell the figures of the arm ``flexora`` as those of the adapter that is published."""
+    assert public_arms(arms) == names
