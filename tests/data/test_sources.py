@@ -120,7 +120,7 @@ def test_missing_places(tmp_path: Path) -> None:
     missing = tmp_path / "none"
     assert f"{missing} is not a folder" in refusal(lambda: load_files(missing, "train"))
     write_jsonl(tmp_path / "train.jsonl", ROWS)
-    assert f"{tmp_path} has no test.jsonl or test.parquet" in refusal(lambda: load_files(tmp_path, "test"))
+    assert f"{tmp_path} has no test.jsonl or test.json or test.parquet" in refusal(lambda: load_files(tmp_path, "test"))
     (tmp_path / "rows.csv").write_text("prompt\n")
     assert "rows.csv is not a folder, nor a .jsonl" in refusal(lambda: load_files(tmp_path / "rows.csv", "train"))
 
