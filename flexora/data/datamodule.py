@@ -69,7 +69,7 @@ class AnswerDataModule(EncodedDataModule):
         rows = self.rows("train")
         if not self.has_reported_rows():
             return rows
-        reported = {f"the {self.reported_split} split": self.reported_split_rows}
+        reported = {f"the {self.reported_name} split": self.reported_split_rows}
         return without_reported(rows, reported, self.benchmark_name, self.unit)
 
     @cached_property
@@ -113,9 +113,14 @@ class AnswerDataModule(EncodedDataModule):
         return self.split()[1]
 
     @property
+    def reported_name(self) -> str:
+        """What people read as the name of the reported split."""
+        return self.reported_split
+
+    @property
     def scored_split(self) -> str:
         """Name of what is scored: the reported split, or the development rows."""
-        return self.reported_split if self.development_rows is None else "development"
+        return self.reported_name if self.development_rows is None else "development"
 
     @cached_property
     def reported_rows(self) -> int:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Reported = Literal["test", "validation"]
 
+#: What is scored where the rows have no such split: it must not read as one that others could find there.
+SET_ASIDE = "set-aside train"
+
 
 class OwnRows(AnswerDataModule):
     """Where the user's own rows come from.
@@ -76,6 +79,11 @@ class OwnRows(AnswerDataModule):
     def has_reported_rows(self) -> bool:
         """Whether there is a reported split."""
         return self.test_rows is not None or super().has_reported_rows()
+
+    @property
+    def reported_name(self) -> str:
+        """The reported split, or that its rows are set aside from the train split."""
+        return super().reported_name if self.test_rows is None else SET_ASIDE
 
     def new_reader(self) -> Reader:
         """Reads a new row, whose columns may have the names of the own rows too."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, EvalResultEntry
 
+from flexora.data.own import SET_ASIDE
 from flexora.publish.base import Base
 from flexora.publish.rows import Rows
 from flexora.publish.run import ARM, FinishedRun
@@ -51,7 +52,7 @@ def model_index(run: FinishedRun, base: Base, rows: list[Rows]) -> list[EvalResu
             dataset_type=dataset,
             dataset_name=part.benchmark,
             dataset_config=own.configuration,
-            dataset_split=part.split,
+            dataset_split="train" if part.split == SET_ASIDE else part.split,
             metric_type=metric,
             metric_name=f"{metric} ({circumstances(run, base, part)})",
             metric_value=round(estimate.value, 4),
@@ -64,7 +65,10 @@ def model_index(run: FinishedRun, base: Base, rows: list[Rows]) -> list[EvalResu
 
 
 def eval_result_entries(run: FinishedRun, base: Base, rows: list[Rows]) -> list[EvalResultEntry]:
-    """The primary metric on every benchmark; the hub shows those of datasets that it lists as benchmarks."""
+    """The primary metric on every benchmark that was scored whole; the hub ranks models by it, and asks no further.
+
+    There is none of a cut, of a loss, of rows of the user's own, or of weights that are not the hub's own.
+    """
     return [
         EvalResultEntry(
             dataset_id=dataset,
@@ -73,6 +77,7 @@ def eval_result_entries(run: FinishedRun, base: Base, rows: list[Rows]) -> list[
             notes=f"{part.primary_metric}, {circumstances(run, base, part)}",
         )
         for part, own, dataset in known_parts(run, rows)
+        if own.official and not base.weights and part.rows == part.split_rows and part.primary_metric in HUB_METRICS
     ]
 
 

@@ -25,6 +25,7 @@ class Rows:
         configuration: The dataset's configuration, where it has several.
         task: What lm-evaluation-harness calls the benchmark, or the hub the dataset's configuration.
         licence: Licence in words.
+        official: Whether they are the benchmark's own rows, and not ones that the user has put in their place.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Rows:
     configuration: str | None
     task: str
     licence: str
+    official: bool = False
 
     @property
     def share_alike(self) -> bool:
@@ -72,7 +74,8 @@ def _rows(data_class: Any, name: str, source: str) -> Rows:
         licence = "the author's own"
     configuration = dataset[1] if dataset and len(dataset) > 1 else None
     task = getattr(data_class, "referee", None) or configuration or "default"
-    return Rows(name, dataset[0] if dataset else None, configuration, task, licence)
+    official = dataset is not None and dataset == benchmark.hub
+    return Rows(name, dataset[0] if dataset else None, configuration, task, licence, official)
 
 
 def _known_licence(dataset: str) -> str | None:

@@ -103,11 +103,14 @@ def test_a_field_may_be_put_together_from_several_columns(tmp_path: Path, chatty
 def test_reported_rows_may_be_cut_from_the_train_split(tmp_path: Path, chatty: Backbone) -> None:
     write_jsonl(tmp_path / "train.jsonl", choice_rows(12))
     settings: dict[str, Any] = {"source": str(tmp_path), "columns": COLUMNS, "validation_rows": 3}
-    with pytest.raises(FlexoraError, match=r"has no test\.jsonl or test\.parquet"):
+    with pytest.raises(FlexoraError, match=r"has no test\.jsonl or test\.json or test\.parquet"):
         _ = JsonlMultipleChoice(chatty, **settings).reported_set
     data = JsonlMultipleChoice(chatty, test_rows=4, **settings)
     parts = [data.train_set, data.validation_set, data.reported_set]
     assert [len(part) for part in parts] == [5, 3, 4]
+    assert data.scored_split == "set-aside train"  # no split of that name is there for others
+    assert JsonlMultipleChoice(chatty, **settings).scored_split == "test"
+    assert JsonlMultipleChoice(chatty, test_rows=4, development_rows=2, **settings).scored_split == "development"
     assert sorted(line for part in parts for line in part["line"]) == list(range(1, 13))
     again = JsonlMultipleChoice(chatty, test_rows=4, seed=9, **settings)
     assert again.reported_set["line"] == data.reported_set["line"]

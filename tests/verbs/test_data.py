@@ -66,6 +66,7 @@ def test_own_instructions_from_search_to_new_rows(
     results = Results.read(tmp_path / "out" / "evaluate" / "results.json")
     assert results.primary_metric == ("exact_match" if exact else "loss")
     assert (results.rows, len(results.arms)) == (5, 3)
+    assert results.split == "set-aside train"
     assert set(results.arms[0].metrics) == {results.primary_metric}
     report = (tmp_path / "out" / "report" / "report.html").read_text()
     assert ("exact_match vs base" in report) == exact
