@@ -29,6 +29,7 @@ class BoolQ(MultipleChoiceDataModule):
     referee = "boolq"
     template = "{stem}\nAnswer:"
     letters_template = "{stem}\n{options}\nAnswer:"
+    stem_form = "{passage}\nQuestion: {question}?"
 
     @staticmethod
     def question(row: Row) -> Question:

@@ -16,7 +16,7 @@ from flexora.data.batching import permutation
 from flexora.data.fingerprint import code_fingerprint
 from flexora.data.hygiene import tell_cut, usable_rows
 from flexora.data.prompts import require_chat_template
-from flexora.data.question import Pairs
+from flexora.data.question import Pairs, PromptForm
 from flexora.data.reading import FEATURES, Examples, Reader, encode_rows, example_rows, read_row, said_keys
 from flexora.data.sources import HUB_PREFIX, LINE, Row, Source, Split, hub_names, require_place
 from flexora.errors import FlexoraError, require_at_least
@@ -126,6 +126,10 @@ class EncodedDataModule(L.LightningDataModule, ABC):
     @abstractmethod
     def reader(self) -> Reader:
         """What turns a raw row into a :class:`Reading`; it must be picklable, for the cache's key is its content."""
+
+    def prompt_form(self) -> PromptForm | None:
+        """How a row is written, for those who have no flexora; none where nothing says it."""
+        return None
 
     def new_reader(self) -> Reader:
         """What reads a row to be answered, whose answer is not known.

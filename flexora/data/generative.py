@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from flexora.data.batching import MicroBatch, length_batches
 from flexora.data.chat import end_of_turn
 from flexora.data.datamodule import AnswerDataModule, loader
-from flexora.data.question import Pairs
+from flexora.data.question import Pairs, PromptForm
 from flexora.data.reading import Reader, Reading
 from flexora.data.sources import Row
 from flexora.errors import FlexoraError, require_at_least
@@ -51,6 +51,8 @@ class GenerativeDataModule(AnswerDataModule):
 
     #: The context of an answer, with a place for ``{stem}``.
     template: str = "{stem}"
+    #: What a row gives for ``{stem}``, and what follows the template, with names in braces.
+    row_form: ClassVar[tuple[str, str]] = ("{question}", " {answer}")
     #: Texts that end a generated answer.
     stop: ClassVar[tuple[str, ...]] = ()
 
@@ -60,6 +62,11 @@ class GenerativeDataModule(AnswerDataModule):
             raise FlexoraError("data.objective: choices needs rows with choices; leave it at answer")
         require_at_least(1, "data", {"max_new_tokens": max_new_tokens})
         self.max_new_tokens = max_new_tokens
+
+    def prompt_form(self) -> PromptForm:
+        """How a row is written."""
+        stem, answer = self.row_form
+        return PromptForm(self.template.format(stem=stem), answer, "text")
 
     def new_reader(self) -> Reader:
         """Reads a new row, ``prompt``: the answer is what is asked for."""

@@ -48,6 +48,7 @@ class Gsm8k(GenerativeDataModule):
     primary_metric = "exact_match"
     metrics = ("exact_match", "flexible_match")
     template = TEMPLATE
+    row_form = ("{question}", " {steps}\n#### {number}")
     stop = ("Question:", "</s>", "<|im_end|>")
 
     def __init__(self, *args: Any, max_length: int = 2048, **kwargs: Any) -> None:

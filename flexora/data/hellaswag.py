@@ -37,6 +37,7 @@ class HellaSwag(MultipleChoiceDataModule):
     referee = "hellaswag"
     template = "{stem}"
     letters_template = "{stem}\n{options}\nAnswer:"
+    stem_form = "{activity}: {scene so far}"
 
     @staticmethod
     def question(row: Row) -> Question:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from flexora.data.datamodule import AnswerDataModule
 from flexora.data.prompts import PromptStyle, completion, letters
-from flexora.data.question import Pairs, Question, choices_of
+from flexora.data.question import Pairs, PromptForm, Question, choices_of
 from flexora.data.reading import Reader, Reading
 from flexora.data.sources import Row
 
@@ -30,6 +30,8 @@ class MultipleChoiceDataModule(AnswerDataModule):
     referee_style: ClassVar[PromptStyle] = "completion"
     template: str = "Question: {stem}\nAnswer:"
     letters_template: str = "Question: {stem}\n{options}\nAnswer:"
+    #: What a row gives for ``{stem}``, with names in braces.
+    stem_form: ClassVar[str] = "{question}"
 
     def __init__(self, *args: Any, prompt_style: PromptStyle | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -54,6 +56,13 @@ class MultipleChoiceDataModule(AnswerDataModule):
         if self.prompt_style == "letters":
             return partial(letters, template=self.letters_template)
         return partial(self.complete, template=self.template)
+
+    def prompt_form(self) -> PromptForm:
+        """How a question is written: of the choices one, or in the letters style the first two."""
+        lettered = self.prompt_style == "letters"
+        choices = ("{choice A}", "{choice B}") if lettered else ("{choice}", "{another choice}")
+        context, answer = self.writer()(Question(self.stem_form, choices, 0)).pairs[0]
+        return PromptForm(context, " {letter}" if lettered else answer, "letters" if lettered else "choices")
 
     def new_reader(self) -> Reader:
         """Reads a new row, ``prompt`` and ``choices``: the answer is what is asked for."""

@@ -138,6 +138,7 @@ class JsonlMultipleChoice(OwnRows, MultipleChoiceDataModule):
 
     primary_metric = "acc"
     own_fields = ("prompt", "choices", "answer")
+    stem_form = "{prompt}"
 
     def __init__(
         self,
@@ -210,6 +211,8 @@ class JsonlInstruction(OwnRows, GenerativeDataModule):
             is reported.
         options: Settings of :class:`OwnRows` and of :class:`GenerativeDataModule`.
     """
+
+    row_form = ("{prompt}", "{response}")
 
     def __init__(
         self,

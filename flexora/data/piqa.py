@@ -19,6 +19,7 @@ class Piqa(MultipleChoiceDataModule):
     reported_split = "validation"
     primary_metric = "acc"
     referee = "piqa"
+    stem_form = "{goal}"
 
     @staticmethod
     def question(row: Row) -> Question:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,21 @@ def choices_of(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"choices is {type(value).__name__}, not a list of texts")
     return tuple(value)
+
+
+@dataclass(frozen=True)
+class PromptForm:
+    """How a row is written, with names in braces for what it says.
+
+    Attributes:
+        context: What the model reads.
+        answer: What it scores or writes behind that.
+        asked: Which of the choices makes the answer likeliest, which letter it is, or what text.
+    """
+
+    context: str
+    answer: str
+    asked: Literal["choices", "letters", "text"]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class RaceMiddle(MultipleChoiceDataModule):
     primary_metric = "acc"
     template = "{stem}"
     letters_template = "{stem}\n{options}\nAnswer:"
+    stem_form = "Article: {article}\n\n{question}"
 
     @staticmethod
     def question(row: Row) -> Question:

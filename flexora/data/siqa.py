@@ -19,6 +19,7 @@ class Siqa(MultipleChoiceDataModule):
     primary_metric = "acc"
     referee = "social_iqa"
     template = "Q: {stem}\nA:"
+    stem_form = "{context} {question}"
 
     @staticmethod
     def question(row: Row) -> Question:

@@ -22,6 +22,7 @@ class WinoGrande(MultipleChoiceDataModule):
     primary_metric = "acc"
     referee = "winogrande"
     template = "{stem}"
+    stem_form = "{sentence before the gap}_{rest of the sentence}"
 
     @staticmethod
     def complete(question: Question, template: str) -> Pairs:

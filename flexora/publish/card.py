@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from flexora.publish.base import Base
 from flexora.publish.figures import HUB_METRICS, circumstances, model_index
+from flexora.publish.prompts import prompt_lines
 from flexora.publish.redaction import public_results
 from flexora.publish.rows import Rows, is_folder
 from flexora.publish.run import FinishedRun
@@ -52,6 +53,7 @@ def model_card(
         measured_on=escaped_markdown(_names(measured)),
         base=base,
         revision="" if base.revision is None else f', revision="{base.revision}"',
+        prompts="\n\n".join(prompt_lines(run.recipe["data"])),
         illustrative=run.illustrative,
         layers=selection.num_layers,
         bar=strip(selection.layers, selection.num_layers),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,6 +186,20 @@ def test_golden_text(benchmark: type[MultipleChoiceDataModule], style: PromptSty
     assert pairs.pairs == expected[style or referee]
     assert pairs.answer == golden.answer
     assert not pairs.closed
+
+
+@pytest.mark.parametrize("style", ["completion", "letters"])
+@pytest.mark.parametrize("benchmark", MULTIPLE_CHOICE, ids=lambda benchmark: benchmark.__name__)
+def test_the_form_of_a_prompt_is_that_of_its_rows(
+    benchmark: type[MultipleChoiceDataModule], style: PromptStyle
+) -> None:
+    golden = GOLDEN[benchmark]
+    form = benchmark(prompt_style=style).prompt_form()
+    context = golden.letters[0] if style == "letters" else golden.completion[0][0]
+    text = form.context.replace("B. {choice B}", "B. {choice B and others}")
+    pattern = re.sub(r"\\{[^}]*\\}", "(?s:.+)", re.escape(text))
+    assert re.fullmatch(pattern, context)
+    assert form.asked == ("letters" if style == "letters" else "choices")
 
 
 def test_mmlu_names_the_subject_before_its_own_examples() -> None:
