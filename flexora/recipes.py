@@ -41,11 +41,6 @@ class RecipeFile:
         return [line.removeprefix("#").strip() for line in lines]
 
     @property
-    def headline(self) -> str:
-        """First line of the head comment."""
-        return self.head[0]
-
-    @property
     def needs(self) -> str:
         """What the head comment says that it needs."""
         said = [line.removeprefix("Needs:").strip() for line in self.head if line.startswith("Needs:")]

@@ -69,7 +69,11 @@ def _start(recipe: RecipeFile, file: Path) -> str:
 
 
 def flattened(recipe: RecipeFile, file: Path) -> str:
-    """The recipe as one file: its head comment with the new name, and every shared section in place of its path."""
+    """The recipe as one file: its head comment with the new name, and every shared section in place of its path.
+
+    Its results have a folder of its own name: two copies of a recipe must not meet in one.
+    """
     start = f"Start: {_start(recipe, file)}"
     comment = "".join(f"# {start if line.startswith('Start:') else line}\n" for line in recipe.head)
-    return comment + yaml.safe_dump(load_sections(recipe.path), sort_keys=False, allow_unicode=True)
+    sections = load_sections(recipe.path) | {"output_dir": f"runs/{file.stem}"}
+    return comment + yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)

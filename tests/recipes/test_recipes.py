@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -85,7 +86,8 @@ def test_a_copy_is_one_file_with_the_same_settings(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["recipes", "cp", name, "mine.yaml"]) == 0
-    assert Recipe("run", ["--config", "mine.yaml"]).sections == parsed(name)
+    # But for the folder: two copies must not meet in one.
+    assert Recipe("run", ["--config", "mine.yaml"]).sections == parsed(name) | {"output_dir": "runs/mine"}
     assert main(["recipes", "cp", name, "mine.yaml"]) == 2
     assert "exists already" in capsys.readouterr().err
 
@@ -103,7 +105,9 @@ def test_a_study_is_well_formed_and_survives_being_copied(
     assert "then flexora compare --config mine.yaml" in capsys.readouterr().out
     copied = study_of(Path("mine.yaml"))
     assert copied.trials == study.trials
-    assert [copied.settings_of(trial) for trial in copied.trials] == [study.settings_of(t) for t in study.trials]
+    assert copied.output_dir == "runs/mine"
+    kept = replace(copied, output_dir=study.output_dir)
+    assert [kept.settings_of(trial) for trial in kept.trials] == [study.settings_of(t) for t in study.trials]
 
 
 def test_a_copy_says_how_to_start_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
