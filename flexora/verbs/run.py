@@ -22,7 +22,7 @@ from flexora.scoring.results import Results
 from flexora.search.selection import Selection
 from flexora.verbs.checks import checks
 from flexora.verbs.scored import is_scored, require_same_rows
-from flexora.verbs.settings import Recipe, long_form
+from flexora.verbs.settings import Recipe, run_arguments
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,9 @@ def main(arguments: Sequence[str]) -> int:
             "run: starts the processes of each phase by itself; have torchrun or srun start flexora search, finetune "
             "and evaluate one after another"
         )
-    if any(argument.partition("=")[0] == "--adapter" for argument in arguments):  # it goes to every phase
-        raise FlexoraError("--adapter: flexora evaluate takes a folder here; write --adapter.class_path, or a recipe")
-    arguments = [long_form(argument) for argument in arguments]
+    arguments = run_arguments(arguments)
     recipe = Recipe("run", arguments)
+    _require_own_folder(recipe)
     console, folder = Console(), recipe.folder
     arms = recipe.sections["evaluate"]["arms"]
     steps = steps_of(arms, searches=recipe.sections["finetune"]["selection"] is None)
@@ -97,6 +96,15 @@ def main(arguments: Sequence[str]) -> int:
             console.print(results_table(part))
     console.print(f"adapter: {folder.adapter('finetune')}\nreport:  {report}", soft_wrap=True)
     return 0
+
+
+def _require_own_folder(recipe: Recipe) -> None:
+    """Refuse another folder of the fine-tune: the adapter in it would be neither evaluated nor found again."""
+    if (named := recipe.sections["finetune"]["folder"]) != "finetune":
+        raise FlexoraError(
+            f"finetune.folder: {named}: run fills the folder finetune, which it evaluates and reports; leave it out, "
+            "or call flexora search, finetune and evaluate"
+        )
 
 
 def _is_done(recipe: Recipe, step: Step) -> bool:

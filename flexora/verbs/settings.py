@@ -231,6 +231,17 @@ def long_form(argument: str) -> str:
     return f"--finetune.selection{equals}{value}" if name == "--selection" else argument
 
 
+def run_arguments(arguments: Sequence[str]) -> list[str]:
+    """The command line of ``flexora run``, with short flags written out: it goes to every phase.
+
+    Raises:
+        FlexoraError: If a flag has another meaning for one of the phases.
+    """
+    if any(argument.partition("=")[0] == "--adapter" for argument in arguments):
+        raise FlexoraError("--adapter: flexora evaluate takes a folder here; write --adapter.class_path, or a recipe")
+    return [long_form(argument) for argument in arguments]
+
+
 def _require_effect(verb: str, arguments: Sequence[str], sections: dict[str, Any]) -> None:
     """Refuse a flag of the shared trainer that a phase's own setting of the same name would make void.
 

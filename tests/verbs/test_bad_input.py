@@ -169,6 +169,8 @@ def test_finetune_without_a_selection(recipe: Callable[..., Path], capfd: pytest
         (["--trainer.strategy=fsdp2"], "search: trainer.strategy FullyShard is not supported"),
         (["--evaluate.trainer.strategy.class_path=lightning.pytorch.strategies.FSDPStrategy"], "evaluate: .*FSDP"),
         (["--trainer.devices=2", "--evaluate.referee=lm-eval"], "one device; set evaluate.trainer.devices to 1"),
+        (["--finetune.folder=dora"], "finetune.folder: dora: run fills the folder finetune"),
+        (["--finetune.folder=lora"], "finetune.folder: lora: run fills the folder finetune"),  # that of its own arm
     ],
     ids=lambda value: value[-1][2:] if isinstance(value, list) else "",
 )
