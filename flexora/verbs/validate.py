@@ -16,7 +16,9 @@ from flexora.recipe import recipe_parser
 from flexora.recipes import find_recipe, load_sections
 from flexora.verbs.arms import PHASE_OF_ARM
 from flexora.verbs.checks import checks
-from flexora.verbs.settings import Recipe
+from flexora.verbs.settings import Recipe, run_arguments
+
+NO_DATA = "data: the recipe names no benchmark; add for instance data: {class_path: ArcEasy}"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,11 +27,21 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         0 if there is none, else 2.
     """
-    parser = argparse.ArgumentParser(prog="flexora validate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="flexora validate",
+        description="Check recipes without loading a model: all problems at once.",
+        usage="flexora validate RECIPE [RECIPE ...] [--config FILE ...] [FLAG ...]",
+        epilog="What follows the recipes is put on top of each of them, as flexora run would: files with --config, "
+        "later ones win, and flags such as --trainer.devices 4, which flexora run --help lists.",
+    )
     parser.add_argument("recipes", nargs="+", help="recipe files, or names that flexora recipes ls shows")
+    end = next((place for place, argument in enumerate(arguments) if argument.startswith("--")), len(arguments))
+    if "--help" in arguments[end:]:
+        end = len(arguments)
+    flags = list(arguments[end:])
     status = 0
-    for name in parser.parse_args(arguments).recipes:
-        found = list(problems(name))
+    for name in parser.parse_args(arguments[:end]).recipes:
+        found = list(problems(name, flags))
         for problem in found:
             print(f"{name}: {problem}", file=sys.stderr)
         if not found:
@@ -38,8 +50,13 @@ def main(arguments: Sequence[str]) -> int:
     return status
 
 
-def problems(name: str) -> Iterator[str]:
-    """Yield what is wrong with a recipe: first its form, and if that is right, what it refers to."""
+def problems(name: str, flags: Sequence[str] = ()) -> Iterator[str]:
+    """Yield what is wrong with a recipe: first its form, and if that is right, what it refers to.
+
+    Args:
+        name: Its file, or its name in the collection.
+        flags: What is put on top of it, as a command line of ``flexora run`` has it.
+    """
     try:
         looks_like_a_file = Path(name).is_file() or Path(name).suffix in (".yaml", ".yml")
         path = Path(name) if looks_like_a_file else find_recipe(name).path
@@ -48,12 +65,13 @@ def problems(name: str) -> Iterator[str]:
         yield str(error)
         return
     if "arms" in sections:
-        yield from _wrong_study(path)
+        yield from _wrong_study(path) if not flags else ["a study takes nothing on top; write it into the file"]
         return
-    wrong = list(_wrong_settings(sections))
+    stack = ["--config", str(path), *flags]
+    wrong = list(_wrong_stack(stack, sections) if flags else _wrong_settings(sections))
     yield from wrong
     if not wrong:
-        yield from _wrong_references(path)
+        yield from _wrong_references(stack)
 
 
 def _wrong_study(path: Path) -> Iterator[str]:
@@ -64,6 +82,15 @@ def _wrong_study(path: Path) -> Iterator[str]:
         yield str(error)
 
 
+def _wrong_stack(stack: Sequence[str], sections: dict[str, Any]) -> Iterator[str]:
+    """Parse a recipe with what is put on top; if that is wrong, say all of the recipe and the first of the others."""
+    found = list(_attempt(lambda: Recipe("validate", run_arguments(stack))))
+    # What a recipe lacks, a file on top may bring.
+    own = list(_wrong_settings(sections)) if found and "data" in sections else []
+    lacks = any("arguments are required: data" in problem for problem in found)
+    yield from dict.fromkeys([*own, *([NO_DATA] if lacks else found)])
+
+
 def _wrong_settings(sections: dict[str, Any]) -> Iterator[str]:
     """Parse the settings; if any is wrong, one by one: the parser itself stops at the first."""
     parse = recipe_parser("validate").parse_object
@@ -71,7 +98,7 @@ def _wrong_settings(sections: dict[str, Any]) -> Iterator[str]:
     if data is not None and not list(_attempt(parse, sections)):
         return
     if data is None:
-        yield "data: the recipe names no benchmark; add for instance data: {class_path: ArcEasy}"
+        yield NO_DATA
     else:
         yield from _problems_of(parse, {"data": data})
     for name, section in sections.items():
@@ -112,9 +139,9 @@ def _names(problem: str, name: str) -> bool:
     return re.search(rf"\b{re.escape(name)}\b", problem) is not None
 
 
-def _wrong_references(path: Path) -> Iterator[str]:
+def _wrong_references(stack: Sequence[str]) -> Iterator[str]:
     """Check what a well-formed recipe refers to: phases, precisions, files, layers."""
-    recipe = Recipe("validate", ["--config", str(path)])
+    recipe = Recipe("validate", run_arguments(stack))
     # Without an arm to train, a recipe may be one for flexora evaluate alone.
     trains = not PHASE_OF_ARM.keys().isdisjoint(recipe.sections["evaluate"]["arms"])
     found = [problem for check in checks(recipe, get_args(Phase), trains=trains) for problem in _attempt(check)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 
 from flexora.backbone.limits import Phase
 from flexora.cli import main
@@ -160,3 +162,66 @@ def test_what_is_reported_must_be_there_before_anything_is_trained(
     line = failing(["run", "--config", str(recipe()), "--data.source", str(file)], capfd)
     assert "train.jsonl is the train split alone; cut a test split from it with data.test_rows" in line
     assert not (tmp_path / "out" / "search").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--config", "{data}", "--trainer.devices=1"], None),
+        (["--selection=0-3"], None),
+        (["--selection=0-9"], "layer 9 is out of range; the model has layers 0 to 3"),
+        (["--trainer.precision", "bf16-true"], "bf16-true is refused"),
+        (["--nonsense", "3"], "unrecognized arguments: --nonsense 3"),
+        (["--config", "{wrong}"], "search.* 'outer_stepz'"),
+        (["--config", "gone.yaml"], "config: .*gone.yaml"),
+        (["--trainer.max_epochs=1"], "finetune.trainer.max_epochs 2 stands in its place"),
+        (["--adapter", "folder"], "--adapter: flexora evaluate takes a folder here"),
+    ],
+)
+def test_a_recipe_with_what_is_put_on_top_of_it(
+    flags: list[str],
+    expected: str | None,
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """As ``flexora run --config RECIPE`` with the same flags would take it."""
+    files = {"data": "data: {init_args: {batch_size: 2}}\n", "wrong": "search: {outer_stepz: 1}\n"}
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    given = [flag.format(**{name: tmp_path / f"{name}.yaml" for name in files}) for flag in flags]
+    assert main(["validate", str(recipe()), *given]) == (0 if expected is None else 2)
+    printed = capfd.readouterr()
+    if expected is None:
+        assert printed.out.endswith(": ok\n")
+    else:
+        assert re.search(expected, printed.err)
+        assert len(printed.err.splitlines()) == (3 if "precision" in flags[0] else 1)  # one for each phase
+
+
+def test_the_benchmark_may_come_on_top(
+    recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole, part, data = recipe(), tmp_path / "part.yaml", tmp_path / "data.yaml"
+    sections = yaml.safe_load(whole.read_text())
+    data.write_text(yaml.safe_dump({"data": sections.pop("data")}))
+    part.write_text(yaml.safe_dump(sections))
+    assert main(["validate", str(part), "--config", str(data)]) == 0
+    capfd.readouterr()
+    assert main(["validate", str(part)]) == 2
+    assert main(["validate", str(part), "--trainer.devices=1"]) == 2
+    assert (
+        capfd.readouterr().err.splitlines()
+        == [f"{part}: data: the recipe names no benchmark; add for instance data: {{class_path: ArcEasy}}"] * 2
+    )
+
+
+def test_all_problems_of_a_recipe_are_told_with_flags_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("data: {class_path: ArcEasy}\nseed: x\nsearch: {outer_steps: a}\n")
+    assert main(["validate", str(file), "--trainer.devices=1"]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert [name in " ".join(lines) for name in ("seed", "search.outer_steps")] == [True, True]
+    assert main(["validate", "studies/smollm2", "--seed=1"]) == 2
+    assert "studies/smollm2: a study takes nothing on top" in capfd.readouterr().err
