@@ -201,11 +201,15 @@ def recipe_parser(verb: str) -> RecipeParser:
     parser.add_subclass_arguments(
         AnswerDataModule, "data", skip={"backbone", "seed"}, required=verb != "merge", help="The benchmark."
     )
+    scores = verb == "evaluate"  # which takes the flag for itself
     parser.add_subclass_arguments(
         PeftConfig,
         "adapter",
         default={"class_path": DEFAULT_ADAPTER},
-        help="A configuration of PEFT; LoRA's by default.",
+        metavar="FOLDER" if scores else "CONFIG | CLASS_PATH_OR_NAME | .INIT_ARG_NAME VALUE",
+        help="The folder of a PEFT adapter to score. The recipe's configuration of PEFT is set by --adapter.class_path."
+        if scores
+        else "A configuration of PEFT; LoRA's by default.",
     )
     keep_whole_numbers()  # for LightningCLI's parser, too
     parser.add_class_arguments(L.Trainer, "trainer", instantiate=False, help="Lightning's Trainer.")

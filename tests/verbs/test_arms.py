@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flexora.cli import main
 from flexora.errors import FlexoraError
 from flexora.runfolder import RunFolder
 from flexora.verbs.arms import adapter_of
@@ -71,3 +72,11 @@ def test_prompts_are_those_of_the_training(
     with pytest.raises(FlexoraError) as caught:
         adapter_of(RunFolder(tmp_path / "out"), str(adapter), data, "--adapter")
     assert str(caught.value).startswith(f"--adapter: {adapter} was trained with data.{named}, but is to be scored")
+
+
+def test_help_says_what_the_flag_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Elsewhere it is a class of PEFT's, or a file with its settings."""
+    assert main(["evaluate", "--help"]) == 0
+    assert "--adapter FOLDER" in capsys.readouterr().out
+    assert main(["finetune", "--help"]) == 0
+    assert "--adapter CONFIG" in capsys.readouterr().out
