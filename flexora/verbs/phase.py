@@ -27,7 +27,7 @@ from flexora.secrets import without_secrets
 from flexora.trust import restrict_imports
 from flexora.verbs.memory import memory_watched
 from flexora.verbs.progress import progress_bar
-from flexora.verbs.settings import Recipe
+from flexora.verbs.settings import Recipe, callbacks_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +105,7 @@ def lightning_cli(
             {"class_path": f"lightning.pytorch.loggers.{kind}", "init_args": {"save_dir": str(folder), "name": name}}
             for kind, name in (("CSVLogger", "logs/csv"), ("TensorBoardLogger", "logs/tensorboard"))
         ]
-    settings["callbacks"] = _callbacks(settings.get("callbacks"), phase)
+    settings["callbacks"] = _callbacks(recipe, phase)
     bars = [] if settings.get("enable_progress_bar") is False else [progress_bar()]
     restrict_imports()
     # LightningCLI must never see the verb's own command line: it would parse it once more.
@@ -141,20 +141,20 @@ def lightning_cli(
     return cli
 
 
-def _callbacks(given: Any, phase: Phase) -> list[dict[str, Any]]:
+def _callbacks(recipe: Recipe, phase: Phase) -> list[dict[str, Any]]:
     """The user's callbacks of a phase; what ends a training early has nothing to say of a search.
 
     Raises:
         FlexoraError: If one would keep checkpoints beside the phase's own.
     """
-    listed: list[dict[str, Any]] = given if isinstance(given, list) else [given] if given else []
+    section = f"{phase}.trainer" if "callbacks" in recipe.sections[phase]["trainer"] else "trainer"
     kept = []
-    for callback in listed:
-        name = str(callback["class_path"]).rpartition(".")[2]
+    for callback in callbacks_of(recipe.trainer(phase).get("callbacks")):
+        name = str(callback.get("class_path")).rpartition(".")[2]
         if name in ("ModelCheckpoint", "OnExceptionCheckpoint"):
             raise FlexoraError(
-                f"trainer.callbacks: {name}: every phase keeps its own checkpoints, and the fine-tune its best epoch; "
-                "remove it, and set checkpoint_every and keep_checkpoints of search and finetune"
+                f"{section}.callbacks: {name}: every phase keeps its own checkpoints, and the fine-tune its best "
+                "epoch; remove it, and set checkpoint_every and keep_checkpoints of search and finetune"
             )
         if phase == "finetune" or name != "EarlyStopping":
             kept.append(callback)

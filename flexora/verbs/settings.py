@@ -255,7 +255,8 @@ def _require_effect(verb: str, arguments: Sequence[str], sections: dict[str, Any
             continue
         for phase in phases:
             own = sections[phase]["trainer"].get(name, sections["trainer"][name])
-            if own != sections["trainer"][name] and f"--{phase}.trainer.{name}" not in given:
+            flags = {f"--{phase}.trainer", f"--{phase}.trainer.{name}"}
+            if own != sections["trainer"][name] and flags.isdisjoint(given):
                 raise FlexoraError(
                     f"--trainer.{name}: the recipe's {phase}.trainer.{name} {own} stands in its place; give "
                     f"--{phase}.trainer.{name}"
@@ -272,10 +273,14 @@ def _decisive_trainer(trainer: dict[str, Any], phase: Phase) -> dict[str, Any]:
         for name, value in trainer.items()
         if name not in UNDECISIVE_TRAINER and (name not in usual or value != usual[name])
     }
-    callbacks = kept.pop("callbacks", None) or []
-    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-    deciding = [one for one in callbacks if not _looks_on(str(one.get("class_path")))]
+    deciding = [one for one in callbacks_of(kept.pop("callbacks", None)) if not _looks_on(str(one.get("class_path")))]
     return kept | ({"callbacks": deciding} if deciding else {})
+
+
+def callbacks_of(given: Any) -> list[dict[str, Any]]:
+    """The callbacks of a trainer section, one or several; a phase's own section may name one by its class alone."""
+    listed = given if isinstance(given, list) else [given] if given else []
+    return [one if isinstance(one, dict) else {"class_path": str(one)} for one in listed]
 
 
 def _looks_on(class_path: str) -> bool:

@@ -1,0 +1,166 @@
+"""What a phase makes of the trainer section: flags that would be void, devices, callbacks, loggers, launchers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+import yaml
+
+from flexora.backbone.limits import Phase
+from flexora.cli import main
+from flexora.errors import FlexoraError
+from flexora.finetune.history import read_history
+from flexora.verbs.checks import checks
+from flexora.verbs.settings import Recipe
+from tests.reliability.test_requeue import STEP
+from tests.reliability.test_secrets import TOKEN
+from tests.verbs.test_bad_input import failing
+
+STOPPING = "{class_path: EarlyStopping, init_args: {monitor: val_loss, min_delta: 1000, patience: 1}}"
+
+
+@pytest.mark.parametrize("verb", ["run", "finetune", "validate"])
+def test_a_flag_that_a_phases_own_setting_makes_void_is_refused(verb: str, recipe: Callable[..., Path]) -> None:
+    arguments = ["--config", str(recipe()), "--trainer.max_epochs", "1"]
+    expected = r"^--trainer.max_epochs: the recipe's finetune.trainer.max_epochs 2 stands .*give --finetune.trainer"
+    with pytest.raises(FlexoraError, match=expected):
+        Recipe(verb, arguments)
+    for own in (["--finetune.trainer.max_epochs=3"], ["--finetune.trainer={max_epochs: 3}"]):
+        assert Recipe(verb, [*arguments, *own]).trainer("finetune")["max_epochs"] == 3
+    same = ["--config", str(recipe()), "--trainer.max_epochs=2"]
+    assert Recipe(verb, same).trainer("finetune")["max_epochs"] == 2
+
+
+def test_a_flag_that_another_phases_setting_would_make_void(
+    recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config", str(recipe()), "--trainer.max_epochs=1"]
+    for verb in ("search", "evaluate"):
+        assert Recipe(verb, arguments).trainer("finetune")["max_epochs"] == 2
+    assert "finetune.trainer.max_epochs 2 stands in its place" in failing(["run", *arguments], capfd)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "expected"),
+    [("auto", "auto", 4), ("gpu", "-1", 4), ("cpu", "auto", 1), ("cpu", "3", 3), ("auto", "[0,2]", 2)],
+)
+def test_all_gpus_count_where_their_number_is_open(
+    accelerator: str, devices: str, expected: int, recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    flags = [f"--trainer.accelerator={accelerator}", f"--trainer.devices={devices}"]
+    parsed = Recipe("run", ["--config", str(recipe()), *flags])
+    assert [parsed.devices(phase) for phase in get_args(Phase)] == [expected] * 3
+    several = Recipe("run", ["--config", str(recipe()), *flags, "--evaluate.trainer.num_nodes=2"])
+    assert several.devices("evaluate") == 2 * expected
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [("--finetune.prefix_cache=1", "prefix_cache: on several devices"), ("--evaluate.referee=lm-eval", "one device")],
+)
+def test_what_needs_one_device_is_refused_before_the_search(
+    flag: str,
+    expected: str,
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    flags = ["--trainer.accelerator=auto", "--trainer.devices=auto", flag]
+    assert expected in failing(["run", "--config", str(recipe()), *flags], capfd)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        ("trainer", "[{class_path: ModelCheckpoint}]"),
+        ("trainer", "OnExceptionCheckpoint"),
+        ("finetune.trainer", "[{class_path: lightning.pytorch.callbacks.ModelCheckpoint}]"),
+        ("finetune.trainer", "ModelCheckpoint"),
+    ],
+)
+def test_checkpoints_beside_a_phases_own_are_refused(section: str, value: str, recipe: Callable[..., Path]) -> None:
+    name = "OnExceptionCheckpoint" if "OnException" in value else "ModelCheckpoint"
+    init = ".init_args.dirpath=here" if value == "OnExceptionCheckpoint" else None
+    flags = [f"--{section}.callbacks={value}", *([f"--{section}.callbacks{init}"] if init else [])]
+    parsed = Recipe("run", ["--config", str(recipe()), *flags])
+    with pytest.raises(FlexoraError, match=f"^{section}.callbacks: {name}: every phase keeps its own checkpoints"):
+        deque(check() for check in checks(parsed, get_args(Phase), trains=True))
+
+
+def test_checkpoints_are_refused_in_one_line(
+    recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--config", str(recipe()), "--trainer.callbacks=[{class_path: ModelCheckpoint}]"]
+    assert "trainer.callbacks: ModelCheckpoint: every phase keeps" in failing(["run", *flags], capfd)
+    assert not (tmp_path / "out").exists()
+    assert main(["validate", flags[1], flags[2]]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "trainer.callbacks: ModelCheckpoint: every phase keeps its own checkpoints" in line
+
+
+def test_early_stopping_is_for_the_fine_tune_alone(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """In a search, whose loss has another name, it would fail at the first step."""
+    arguments = ["--config", str(recipe()), f"--trainer.callbacks=[{STOPPING}]", "--finetune.trainer.max_epochs=4"]
+    assert main(["search", *arguments, "--search.outer_steps=1"]) == 0
+    assert main(["finetune", *arguments, "--selection=0"]) == 0
+    assert len(read_history(tmp_path / "out" / "finetune" / "history.csv")) == 2
+
+
+def logged(folder: Path) -> dict[str, Any]:
+    """What a phase's CSV logger was told of the recipe."""
+    settings: dict[str, Any] = yaml.safe_load((folder / "logs" / "csv" / "version_0" / "hparams.yaml").read_text())
+    return settings
+
+
+def test_loggers_get_the_recipe_without_its_secrets(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_PASSWORD", "correct horse battery")
+    flags = ["--config", str(recipe()), f"--report.title={TOKEN} correct horse battery", "--search.outer_steps=1"]
+    assert main(["search", *flags]) == 0
+    assert main(["finetune", *flags, "--selection=0", "--finetune.trainer.max_epochs=1"]) == 0
+    for phase in ("search", "finetune"):
+        settings = logged(tmp_path / "out" / phase)
+        assert settings["search"]["outer_steps"] == 1
+        assert settings["report"]["title"] == "<hidden> <hidden>"
+        for file in (tmp_path / "out" / phase / "logs").rglob("*"):
+            if file.is_file():
+                assert TOKEN.encode() not in file.read_bytes()
+                assert b"correct horse" not in file.read_bytes()
+    assert logged(tmp_path / "out" / "finetune")["finetune"]["selection"] == "0"
+
+
+def test_one_process_of_slurms_for_several_devices_is_refused(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    flags = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
+    line = failing(["search", "--config", str(recipe()), *flags], capfd)
+    assert "ask for 2 processes, but the launcher started 1; under SLURM call srun --ntasks-per-node=2 flexora" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_run_takes_layers_as_finetune_does(
+    recipe: Callable[..., Path], tmp_path: Path, phases_in_process: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config", str(recipe()), "--selection", "all"]
+    epochs = ["--finetune.trainer.max_epochs=1", "--evaluate.arms=[flexora]"]
+    assert main(["run", *arguments, *epochs]) == 0
+    assert not (tmp_path / "out" / "search").exists()
+    chosen = yaml.safe_load((tmp_path / "out" / "finetune" / "selection.json").read_text())
+    assert chosen["layers"] == [0, 1, 2, 3]
+    capfd.readouterr()
+    for selection, modules in (("0,1", 4), ("all", 8)):  # q_proj and v_proj of each
+        assert main(["estimate", "--config", str(recipe()), f"--selection={selection}"]) == 0
+        assert f"adapter: {modules} modules" in capfd.readouterr().out
