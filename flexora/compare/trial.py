@@ -95,9 +95,8 @@ def choose(study: Study, trial: Trial) -> Selection:
     needed = {need.arm: chosen_by(study, need) for need in study.needs(trial) if need.arm in arm.layers.needs}
     module, data = _module_and_data(recipe) if arm.layers.looks else (None, None)
     task = Task(config.num_layers, trial.seed, trial.draw, needed, recipe.trainer("finetune"), module, data)
-    projections = config.family.expand(recipe.adapter("finetune")["init_args"].get("target_modules"))
     text = ",".join(map(str, arm.layers.choose(task)))
-    selection = resolve_selection(text, config.name, config.num_layers, projections)
+    selection = resolve_selection(text, config.name, config.num_layers, recipe.target_modules("finetune"))
     searched = _searched(study, trial)
     if searched and study.run_folder(searched).adapter("search").is_dir():  # a warm start takes it from there
         with new_folder(folder.adapter(CHOICE), replace=True) as place:

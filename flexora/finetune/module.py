@@ -54,6 +54,7 @@ class FinetuneModule(L.LightningModule):
     Args:
         backbone: The base model.
         adapter: A configuration of PEFT: LoRA as in the search, or any method that adapts linear modules by name.
+            ``target_modules`` takes short names or ``all-linear``; without them a selection's file says which.
             AdaLoRA's ``total_step`` is replaced by the trainer's steps.
         selection: A ``selection.json``, ``zoo:MODEL/BENCHMARK``, ``hf:USER/NAME``, ``all``, or layers such as
             ``0,3,5-9``.
@@ -139,9 +140,9 @@ class FinetuneModule(L.LightningModule):
         if self.device_mesh is not None:
             require_shardable(self.adapter, self.backbone)
         config = describe(self.backbone.load_config())
-        projections = config.family.expand(getattr(self.adapter, "target_modules", None))
+        wanted = getattr(self.adapter, "target_modules", None)
         # Selection and start are checked before the base model's weights are read.
-        selection = resolve_selection(self.selection, config.name, config.num_layers, projections)
+        selection = resolve_selection(self.selection, config.name, config.num_layers, wanted)
         start = None if self.initial_adapter is None else read_start(Path(self.initial_adapter), self.adapter)
         torch.manual_seed(self.seed)
         self.model = attach(self.backbone.load_model(), self.adapter, selection, config.family)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from flexora.backbone.families import family_of
 from flexora.errors import FlexoraError
@@ -45,7 +46,9 @@ def names_file(text: str) -> bool:
     return text.endswith(".json") or own_path(text, "selection").is_file()
 
 
-def resolve_selection(text: str, architecture: str, num_layers: int, projections: list[str]) -> Selection:
+def resolve_selection(
+    text: str, architecture: str, num_layers: int, target_modules: Collection[str] | str | None
+) -> Selection:
     """Turn what the user typed after ``--selection`` into a :class:`Selection` for this model.
 
     Args:
@@ -53,7 +56,8 @@ def resolve_selection(text: str, architecture: str, num_layers: int, projections
             ``0,3,5-9``.
         architecture: Class name of the base model.
         num_layers: Its number of decoder layers.
-        projections: The projections to adapt in each layer when the text is a list; a file brings its own.
+        target_modules: The projections to adapt in each layer, as the adapter names them; where it names none, those of
+            the file, or the paper's when the text is a list.
 
     Raises:
         FlexoraError: If the text cannot be read or does not fit the model.
@@ -68,10 +72,35 @@ def resolve_selection(text: str, architecture: str, num_layers: int, projections
                 family_of(architecture).expand(names)
             except FlexoraError as error:
                 raise FlexoraError(f"{text}: {error}") from error
-        return selection
+        return retargeted(selection, target_modules, text)
     layers = parse_layers(text, num_layers)
     return Selection(
         base=SelectionBase(architecture=architecture, num_layers=num_layers),
         layers=layers,
-        targets=dict.fromkeys(layers, projections),
+        targets=dict.fromkeys(layers, family_of(architecture).expand(target_modules)),
     )
+
+
+def retargeted(selection: Selection, target_modules: Collection[str] | str | None, source: str) -> Selection:
+    """The selection with the projections that the adapter names in each of its layers; its own where it names none.
+
+    Args:
+        selection: A selection, of a file or of a search.
+        target_modules: What the adapter names: short names of projections, ``all-linear``, or nothing.
+        source: Where the selection is from, for messages.
+
+    Raises:
+        FlexoraError: If the selection is one of single projections, and others are named than it was made among.
+    """
+    if target_modules is None:
+        return selection
+    wanted = family_of(selection.base.architecture).expand(target_modules)
+    named = {name for names in selection.targets.values() for name in names}
+    if set(wanted) == set(selection.projections or named):
+        return selection
+    if selection.projections is not None or any(set(names) != named for names in selection.targets.values()):
+        raise FlexoraError(
+            f"{source} chooses single projections among {', '.join(selection.projections or sorted(named))}, but the "
+            f"fine-tune's adapter.target_modules are {', '.join(wanted)}; leave them out, or take a selection of layers"
+        )
+    return selection.model_copy(update={"targets": dict.fromkeys(selection.layers, wanted)})

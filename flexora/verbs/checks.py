@@ -23,7 +23,8 @@ from flexora.finetune.warm_start import require_same_meaning, require_start
 from flexora.scoring.module import ScoreModule
 from flexora.scoring.referee import require_referee
 from flexora.search.module import SearchModule
-from flexora.search.named import resolve_selection
+from flexora.search.named import resolve_selection, retargeted
+from flexora.search.selection import Selection, SelectionBase
 from flexora.verbs.arms import PHASE_OF_ARM, adapter_of
 from flexora.verbs.phase import lightning_cli
 from flexora.verbs.settings import Recipe
@@ -59,7 +60,7 @@ def checks(recipe: Recipe, phases: Sequence[Phase], *, trains: bool) -> Iterator
             yield partial(_check_rule, recipe, built["search"].model, architectures)
     if "finetune" in phases:
         yield partial(_build, recipe, "finetune", built)
-        yield partial(_check_selection, recipe, architectures)
+        yield partial(_check_selection, recipe, architectures, searches="search" in phases)
         if trained:
             yield recipe.require_end
         if recipe.sections["finetune"]["prefix_cache"]:
@@ -120,19 +121,41 @@ def _build(recipe: Recipe, phase: Phase, built: dict[Phase, Namespace]) -> None:
 
 def _check_rule(recipe: Recipe, search: SearchModule, architectures: Sequence[Architecture]) -> None:
     for architecture in architectures:
-        projections = architecture.family.expand(recipe.adapter("search")["init_args"].get("target_modules"))
+        projections = architecture.family.expand(recipe.target_modules("search"))
         units = search.units_of(architecture.num_layers, projections)
         search.rule([0.0] * len(units), [1] * len(units))
 
 
-def _check_selection(recipe: Recipe, architectures: Sequence[Architecture]) -> None:
+def _check_selection(recipe: Recipe, architectures: Sequence[Architecture], *, searches: bool) -> None:
     text = recipe.sections["finetune"]["selection"]
     if text is not None and not architectures:
         referenced_selection(text)  # whether it suits, only the model can say
+    wanted = recipe.target_modules("finetune")
     for architecture in architectures:
-        projections = architecture.family.expand(recipe.adapter("finetune")["init_args"].get("target_modules"))
+        architecture.family.expand(wanted)
         if text is not None:
-            resolve_selection(text, architecture.name, architecture.num_layers, projections)
+            resolve_selection(text, architecture.name, architecture.num_layers, wanted)
+        elif searches:
+            _check_targets(recipe, architecture)
+
+
+def _check_targets(recipe: Recipe, architecture: Architecture) -> None:
+    """Check that the fine-tune can adapt what it names where the search will choose: it would say so hours later.
+
+    Raises:
+        FlexoraError: If the search chooses single projections and the fine-tune names others, or if its warm start
+            names some that the search does not train.
+    """
+    wanted, searched = recipe.target_modules("finetune"), architecture.family.expand(recipe.target_modules("search"))
+    base = SelectionBase(architecture=architecture.name, num_layers=architecture.num_layers)
+    modulewise = recipe.sections["search"]["gates"] == "module"
+    chosen = Selection(base=base, layers=[0], targets={0: searched}, projections=searched if modulewise else None)
+    untrained = [name for name in retargeted(chosen, wanted, "search.gates module").targets[0] if name not in searched]
+    if untrained and recipe.sections["finetune"]["warm_start"]:
+        raise FlexoraError(
+            f"finetune.warm_start: the search trains no {untrained[0]}, which the fine-tune's adapter.target_modules "
+            "name; give both the same, or set warm_start to false"
+        )
 
 
 def _check_start(folder: Path | None, built: Mapping[Phase, Namespace]) -> None:

@@ -99,8 +99,7 @@ def _selection(recipe: Recipe) -> Selection:
             )
         text = str(recipe.folder.selection)
     architecture = describe(Backbone(**recipe.sections["backbone"]).load_config())
-    projections = architecture.family.expand(recipe.adapter("finetune")["init_args"].get("target_modules"))
-    selection = resolve_selection(text, architecture.name, architecture.num_layers, projections)
+    selection = resolve_selection(text, architecture.name, architecture.num_layers, recipe.target_modules("finetune"))
     if recipe.sections["finetune"]["selection"] is None:
         return selection
     own, theirs = recipe.sections["backbone"]["model"], selection.base.model

@@ -19,6 +19,7 @@ from flexora.processes import forwarded
 from flexora.report.html import write_report
 from flexora.report.terminal import gate_bars, results_table
 from flexora.scoring.results import Results
+from flexora.search.named import retargeted
 from flexora.search.selection import Selection
 from flexora.verbs.checks import checks
 from flexora.verbs.scored import is_scored, require_same_rows
@@ -124,7 +125,8 @@ def _require_same(recipe: Recipe, step: Step) -> None:
         named = settings["finetune"]["selection"]
         file = recipe.folder.selection if named is None else own_path(named, "finetune.selection")
         if file.is_file():
-            settings["targets"] = Selection.read(file).model_dump(mode="json")["targets"]
+            found = retargeted(Selection.read(file), recipe.target_modules("finetune"), str(file))
+            settings["targets"] = found.model_dump(mode="json")["targets"]
     if step.name == "lora":
         settings["finetune"] |= {"selection": "all", "folder": "lora", "warm_start": False}
         settings.pop("initial_adapter", None)

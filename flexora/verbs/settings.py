@@ -146,6 +146,11 @@ class Recipe:
         adapter: dict[str, Any] = yaml.safe_load(self.parser.dump(parsed, skip_none=False))["adapter"]
         return adapter
 
+    def target_modules(self, phase: str) -> list[str] | str | None:
+        """The projections that a phase's adapter names; nothing where it leaves them to the selection."""
+        named: list[str] | str | None = self.adapter(phase)["init_args"].get("target_modules")
+        return named
+
     def trainer(self, phase: str) -> dict[str, Any]:
         """The trainer section with the phase's overrides; a copy, for Lightning's parser changes what it is given."""
         return copy.deepcopy({**self.sections["trainer"], **self.sections[phase]["trainer"]})

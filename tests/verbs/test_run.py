@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from flexora.cli import main
 from flexora.scoring.results import Results
+from flexora.search.selection import Selection
 from tests.commands import start_command
 from tests.verbs.test_bad_input import failing
 from tests.verbs.test_pipeline import PER_LAYER
@@ -78,6 +80,25 @@ def test_layers_that_are_given_are_not_searched(recipe: Callable[..., Path], tmp
     assert arms[0].over_base is not None  # whatever the order
     assert "acc_norm" in (out / "report" / "results.md").read_text()
     assert main(["run", "--config", str(recipe()), *flags]) == 0
+
+
+def test_all_arms_adapt_what_the_fine_tune_names(
+    recipe: Callable[..., Path], tmp_path: Path, phases_in_process: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config, out = str(recipe()), tmp_path / "out"
+    flags = ["--finetune.adapter={target_modules: [k_proj]}", "--evaluate.arms=[lora, flexora]"]
+    assert main(["run", "--config", config, *flags]) == 0
+    searched, tuned = (Selection.read(out / phase / "selection.json") for phase in ("search", "finetune"))
+    assert set(map(tuple, searched.targets.values())) == {("q_proj", "v_proj")}
+    assert tuned.targets == {layer: ["k_proj"] for layer in searched.layers}
+    for phase in ("finetune", "lora"):
+        tensors = load_file(out / phase / "adapter" / "adapter_model.safetensors")
+        assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in tensors} == {"k_proj"}
+        done = json.loads((out / phase / "done.json").read_text())
+        assert {name for names in done["targets"].values() for name in names} == {"k_proj"}
+    capfd.readouterr()
+    assert main(["run", "--config", config, *flags]) == 0
+    assert "all done" in capfd.readouterr().out
 
 
 def test_a_selections_file_that_has_changed(

@@ -72,8 +72,27 @@ def test_validate_lists_all_arguments_of_a_class(tmp_path: Path, capsys: pytest.
             {"finetune:": "finetune:\n  warm_start: true\n  adapter: {r: 16}"},
             "finetune.warm_start: the search has r 2, but the fine-tune has 16; give both the same adapter.r",
         ),
+        (
+            {"finetune:": "finetune:\n  warm_start: true\n  adapter: {target_modules: all-linear}"},
+            "finetune.warm_start: the search trains no k_proj",
+        ),
+        (
+            {"inner_steps: 2": "gates: module", "finetune:": "finetune:\n  adapter: {target_modules: all-linear}"},
+            "search.gates module chooses single projections among q_proj, v_proj, but",
+        ),
     ],
-    ids=["epochs", "arm", "referee", "evaluation only", "not packaged", "examples of chats", "warm start", "rank"],
+    ids=[
+        "epochs",
+        "arm",
+        "referee",
+        "evaluation only",
+        "not packaged",
+        "examples of chats",
+        "warm start",
+        "rank",
+        "untrained",
+        "undone",
+    ],
 )
 def test_what_would_fail_late_is_refused_early(
     change: dict[str, str],
