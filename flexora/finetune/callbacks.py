@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class FinetuneFiles(Callback):
-    """Writes checkpoints before optimiser steps, and keeps the best adapter by validation loss.
+    """Writes checkpoints before optimiser steps, and keeps the best adapter by validation loss; without one, the last.
 
     They are Lightning's, of which it restores the adapter, AdamW, the schedule and its counters. Here comes what it
     leaves out: the place within the epoch, the running mean of its loss, and the best adapter. Rows and dropout masks
@@ -47,6 +47,11 @@ class FinetuneFiles(Callback):
     def best_weights(self) -> dict[str, Tensor] | None:
         """The trained parameters after the epoch with the lowest validation loss; none before the first."""
         return None if self.best is None else self.best["weights"]
+
+    @property
+    def validated(self) -> bool:
+        """Whether the best adapter was found by a validation loss; without any it is that of the last step."""
+        return self.best is not None and self.best["val_loss"] is not None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Know how many to keep, and that all processes have found the same one.
@@ -112,7 +117,8 @@ class FinetuneFiles(Callback):
             },
         }
         due = trainer.global_step % module.checkpoint_every == 0
-        if due or batch_idx == 0 or _is_validated(trainer, batch_idx):
+        last = trainer.global_step + 1 == trainer.max_steps
+        if due or batch_idx == 0 or last or _is_validated(trainer, batch_idx):
             self._write(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -127,11 +133,17 @@ class FinetuneFiles(Callback):
         loss = float(trainer.callback_metrics["val_loss"])
         loss = math.inf if math.isnan(loss) else loss
         if self.best is None or loss < self.best["val_loss"]:
-            weights = cast("FinetuneModule", pl_module).trained(trainer.strategy.lightning_module_state_dict())
-            self.best = {
-                "val_loss": loss,
-                "weights": {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()},
-            }
+            self._keep(trainer, pl_module, loss)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the last adapter where nothing could be validated: all of the training would be lost."""
+        if self.best is None and not _is_trial(trainer):
+            self._keep(trainer, pl_module, None)
+
+    def _keep(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: float | None) -> None:
+        weights = cast("FinetuneModule", pl_module).trained(trainer.strategy.lightning_module_state_dict())
+        kept = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
+        self.best = {"val_loss": loss, "weights": kept}
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write the state at the start of the step that a signal broke off."""

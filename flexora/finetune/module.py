@@ -30,6 +30,7 @@ from flexora.finetune.initialization import (
     save_converted,
     start_from_rows,
 )
+from flexora.finetune.last_step import ValidateLastStep
 from flexora.finetune.prefix import PrefixCache, require_one_device
 from flexora.finetune.sharding import require_shardable, shard
 from flexora.finetune.warm_start import fill, read_start, require_lora
@@ -177,8 +178,9 @@ class FinetuneModule(L.LightningModule):
         start_from_rows(model, cast("DataLoader[Batch]", self.trainer.train_dataloader))
 
     def configure_callbacks(self) -> list[Callback]:
-        """What looks at each step before it is made, and what the adapter's method does between steps."""
-        return [FiniteSteps(self.skip_non_finite), *([RankBudget()] if isinstance(self.adapter, AdaLoraConfig) else [])]
+        """What looks at each step before it is made and at the last one, and what the adapter's method does between."""
+        budget = [RankBudget()] if isinstance(self.adapter, AdaLoraConfig) else []
+        return [FiniteSteps(self.skip_non_finite), *budget, ValidateLastStep()]
 
     @property
     def peft_model(self) -> PeftModel:

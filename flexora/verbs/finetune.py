@@ -26,7 +26,7 @@ from flexora.zoo.models import known_model
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Fine-tune, and write ``finetune/adapter`` (the best epoch by validation loss; AdaLoRA's last step).
+    """Fine-tune, and write ``finetune/adapter``: the best by validation loss; AdaLoRA's last step.
 
     Raises:
         FlexoraError: If the recipe, the selection, the data or the folder does not allow it.
@@ -66,7 +66,12 @@ def main(arguments: Sequence[str]) -> int:
         if files.best_weights is None:
             raise FlexoraError(
                 "the trainer validated nothing; remove what keeps it from that from trainer or finetune.trainer "
-                "(fast_dev_run, max_time, limit_val_batches)"
+                "(fast_dev_run, max_time, limit_train_batches)"
+            )
+        if not files.validated:
+            Console().print(
+                "finetune: nothing was validated (limit_val_batches), so the adapter is that of the last step",
+                soft_wrap=True,
             )
         tuned = cast("FinetuneModule", cli.model)
         parameters = trainable_parameters(tuned.peft_model)
