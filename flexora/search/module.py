@@ -107,6 +107,10 @@ class SearchModule(L.LightningModule):
         require_at_least(0, "search", {"skip_non_finite": skip_non_finite})
         if not 0 <= inner_warmup_ratio < 1:
             raise FlexoraError(f"search.inner_warmup_ratio: {inner_warmup_ratio} must lie in [0, 1)")
+        for name, value in {"alpha_lr": alpha_lr, "clip_norm": clip_norm}.items():
+            if value is not None and not value > 0:  # alpha or LoRA would stay at its start, or climb
+                hint = "; null switches clipping off" if name == "clip_norm" else ""
+                raise FlexoraError(f"search.{name}: {value} must be positive{hint}")
         self.automatic_optimization = False
         self.strict_loading = False  # the frozen base model is in no checkpoint
         self.backbone = backbone
@@ -280,7 +284,7 @@ class SearchModule(L.LightningModule):
         """The chosen layers with all that is known about the choice.
 
         Raises:
-            FlexoraError: If no outer step was made.
+            FlexoraError: If no outer step was made, or alpha never moved.
         """
         return make_selection(self)
 

@@ -24,7 +24,7 @@ def make_selection(search: SearchModule) -> Selection:
     """What the search chose: the rule applied to alpha, averaged over the last outer steps of every repeat.
 
     Raises:
-        FlexoraError: If no outer step was made, in a repeat that has begun.
+        FlexoraError: If no outer step was made, in a repeat that has begun, or none moved alpha.
     """
     made = [row for row in search.history if not row.skipped]
     if {row.repeat for row in made} != {row.repeat for row in search.history} or not made:
@@ -33,6 +33,11 @@ def make_selection(search: SearchModule) -> Selection:
             "leave all steps out"
         )
     units, parameters = search.units, search.unit_parameters
+    if len(units) > 1 and not any(value for row in made for value in row.alpha):  # it starts at 0 in every repeat
+        raise FlexoraError(
+            "search: alpha never moved, for every hypergradient was 0, so there is nothing to select by; look at the "
+            "losses in history.csv, and at search.inner_optimizer.lr, search.clip_norm and adapter"
+        )
     repeats = last_of_each_repeat(made, search.average_last)
     rows = [row for repeat in repeats for row in repeat]
     alpha = averaged_alpha(rows)

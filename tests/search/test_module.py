@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from peft.tuners.lora import LoraLayer
 
 from flexora.backbone.loading import Backbone
 from flexora.data.arc import ArcEasy
+from flexora.data.bilevel import OuterBatch
 from flexora.errors import FlexoraError
 from flexora.randomness import step_seed
 from flexora.search.callbacks import SearchFiles
+from flexora.search.estimators import FirstOrder, OuterStep
 from flexora.search.module import SearchModule
+from flexora.search.problem import BilevelProblem
 from flexora.search.schedule import schedule
 
 
@@ -58,6 +62,23 @@ def test_a_search_stopped_after_its_last_step_still_gives_its_selection(
     assert again.history == first.history
     assert again.selection() == first.selection()
     assert torch.equal(again.alpha, first.alpha)
+
+
+class Dead(FirstOrder):
+    """An estimator whose hypergradient is 0."""
+
+    def __call__(self, problem: BilevelProblem, batch: OuterBatch, seed: int) -> OuterStep:
+        step = super().__call__(problem, batch, seed)
+        return replace(step, hypergradient=torch.zeros_like(step.hypergradient))
+
+
+def test_a_search_whose_alpha_never_moved_has_no_result(
+    tiny_models: dict[str, Path], benchmark_folder: Path, tmp_path: Path
+) -> None:
+    module = fit(tiny_models["llama"], benchmark_folder, tmp_path, estimator=Dead())
+    assert module.outer_step == 3
+    with pytest.raises(FlexoraError, match=r"search: alpha never moved, .*search\.clip_norm and adapter$"):
+        module.selection()
 
 
 def test_float64_throughout(tiny_models: dict[str, Path], benchmark_folder: Path, tmp_path: Path) -> None:
@@ -193,12 +214,15 @@ def test_batches_made_for_other_settings_are_refused(tiny_models: dict[str, Path
         ({"check_every": 0}, r"search\.check_every"),
         ({"repeats": 0}, r"search\.repeats"),
         ({"inner_warmup_ratio": 1.0}, r"search\.inner_warmup_ratio"),
+        ({"alpha_lr": 0.0}, r"search\.alpha_lr: 0.0 must be positive$"),
+        ({"clip_norm": 0.0}, r"search\.clip_norm: 0.0 must be positive; null switches clipping off"),
+        ({"clip_norm": -1.0}, r"search\.clip_norm: -1.0 must be positive"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(FlexoraError, match=message):
-        SearchModule(Backbone(), LoraConfig(), **settings)
+        SearchModule(Backbone(), **({"adapter": LoraConfig()} | settings))
 
 
 @pytest.mark.parametrize(
