@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -262,6 +262,11 @@ class SearchModule(L.LightningModule):
         metrics |= {f"gate/{unit}": gate for unit, gate in zip(self.units, gates, strict=True)}
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.outer_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep LoRA and alpha alone: the frozen base model can be loaded again."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in trained}
 
     def on_train_end(self) -> None:
         """Give PEFT its own scaling back."""

@@ -81,6 +81,19 @@ def test_a_search_whose_alpha_never_moved_has_no_result(
         module.selection()
 
 
+def test_a_checkpoint_of_lightning_holds_no_base_model(
+    tiny_models: dict[str, Path], benchmark_folder: Path, tmp_path: Path
+) -> None:
+    module = fit(tiny_models["llama"], benchmark_folder, tmp_path)
+    module.trainer.save_checkpoint(tmp_path / "own.ckpt")
+    kept = torch.load(tmp_path / "own.ckpt", weights_only=True)["state_dict"]
+    assert set(kept) == {"alpha", *(f"model.{name}" for name in module.bilevel_problem.gates.names)}
+    assert torch.equal(kept["alpha"], module.alpha)
+    again = SearchModule(module.backbone, module.adapter)
+    again.configure_model()
+    assert not again.load_state_dict(kept, strict=False).unexpected_keys
+
+
 def test_float64_throughout(tiny_models: dict[str, Path], benchmark_folder: Path, tmp_path: Path) -> None:
     module = fit(tiny_models["llama"], benchmark_folder, tmp_path, {"precision": "64-true"})
     problem = module.problem
