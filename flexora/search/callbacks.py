@@ -37,6 +37,7 @@ class SearchFiles(Callback):
         self.checkpoints = CheckpointFolder(folder / "checkpoints")
         self._read: dict[str, Any] | None = None
         self._before: dict[str, Any] | None = None
+        self._made = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Read the newest checkpoint: its number of steps is needed before the loader exists.
@@ -72,27 +73,31 @@ class SearchFiles(Callback):
         self.on_train_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Keep the state before the outer step, for a signal within it."""
-        self._before = snapshot(cast("SearchModule", pl_module))
+        """Keep the state before the outer step, for a signal within it; the first process alone writes it."""
+        module = cast("SearchModule", pl_module)
+        self._made = module.outer_step
+        self._before = snapshot(module) if trainer.is_global_zero else None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Keep the history up to date, and the state every few steps."""
         module = cast("SearchModule", pl_module)
         if is_last := module.outer_step == module.total_steps:
-            self._before = None  # a signal that comes now breaks nothing off
+            self._before, self._made = None, 0  # a signal that comes now breaks nothing off
         is_due = module.outer_step % module.checkpoint_every == 0 or is_last
-        kept = snapshot(module) if is_due else None
 
         def write() -> None:
             write_history(self.folder / "history.csv", module.history, module.units)
-            if kept is not None:
-                self.checkpoints.write(len(kept["history"]), to_file(kept))
+            if is_due:
+                self.checkpoints.write(module.outer_step, to_file(snapshot(module)))
 
         written_by_first(trainer, write)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write the state before the step that a signal broke off."""
         # Not before the first step; all wait: Lightning kills all processes soon after the first has left.
-        if isinstance(exception, Interrupted | SIGTERMException) and self._before and self._before["history"]:
-            before = self._before
-            written_by_first(trainer, lambda: self.checkpoints.write(len(before["history"]), to_file(before)))
+        if isinstance(exception, Interrupted | SIGTERMException) and self._made:
+            written_by_first(trainer, self._write_before)
+
+    def _write_before(self) -> None:
+        assert self._before is not None, "the first process keeps it"
+        self.checkpoints.write(self._made, to_file(self._before))

@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
 
 def snapshot(search: SearchModule) -> dict[str, Any]:
-    """A copy, in the machine's memory, of everything that the next outer step depends on.
+    """Everything that the next outer step depends on, where it lies; later steps leave it as it is.
 
-    The frozen base model is not part of it, and no generator of random numbers: rows and dropout masks are pure
-    functions of seed and step.
+    What they change in place is copied: alpha, Adam's state and theta. The inner optimiser's buffers they replace. The
+    frozen base model is not part of it, and no generator of random numbers: rows and dropout masks are pure functions
+    of seed and step.
     """
     problem = search.bilevel_problem
     return {
-        "alpha": _copy(search.alpha),
-        "theta": [_copy(parameter) for parameter in problem.theta],
+        "alpha": search.alpha.detach().clone(),
+        "theta": problem.copy_theta(),
         "inner_step": problem.state.step,
         "inner_clock": problem.state.clock,
-        "inner_buffers": [[_copy(buffer) for buffer in buffers] for buffers in problem.state.buffers],
+        "inner_buffers": problem.state.buffers,
         "outer_optimizer": copy.deepcopy(search.outer_optimizer.state_dict()),
         "world_size": problem.processes.world_size,
         "history": list(search.history),
@@ -36,8 +37,14 @@ def snapshot(search: SearchModule) -> dict[str, Any]:
 
 
 def to_file(kept: dict[str, Any]) -> dict[str, Any]:
-    """A :func:`snapshot` in plain types alone, as a checkpoint holds it."""
-    return {**kept, "history": [asdict(row) for row in kept["history"]]}
+    """A :func:`snapshot` in the machine's memory and in plain types alone, as a checkpoint holds it."""
+    return {
+        **kept,
+        "alpha": _copy(kept["alpha"]),
+        "theta": [_copy(tensor) for tensor in kept["theta"]],
+        "inner_buffers": [[_copy(buffer) for buffer in buffers] for buffers in kept["inner_buffers"]],
+        "history": [asdict(row) for row in kept["history"]],
+    }
 
 
 def restore(search: SearchModule, kept: dict[str, Any]) -> None:
@@ -52,4 +59,5 @@ def restore(search: SearchModule, kept: dict[str, Any]) -> None:
 
 
 def _copy(tensor: Tensor) -> Tensor:
+    """A copy of its own: a file of a view would hold all that it is a view of."""
     return tensor.detach().to("cpu", copy=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -22,6 +24,7 @@ from flexora.search.estimators import FirstOrder, OuterStep
 from flexora.search.module import SearchModule
 from flexora.search.problem import BilevelProblem
 from flexora.search.schedule import schedule
+from flexora.search.state import snapshot, to_file
 
 
 def fit(model: Path, rows: Path, folder: Path, trainer: dict[str, Any] | None = None, **settings: Any) -> SearchModule:
@@ -92,6 +95,34 @@ def test_a_checkpoint_of_lightning_holds_no_base_model(
     again = SearchModule(module.backbone, module.adapter)
     again.configure_model()
     assert not again.load_state_dict(kept, strict=False).unexpected_keys
+
+
+def test_a_snapshot_stays_as_it_is(
+    tiny_models: dict[str, Path], benchmark_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later steps change neither what is copied nor the moments, which are not."""
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def recorded(search: SearchModule) -> dict[str, Any]:
+        state = snapshot(search)
+        assert state["inner_buffers"] is search.bilevel_problem.state.buffers
+        kept.append((state, deepcopy(to_file(state))))
+        return state
+
+    monkeypatch.setattr("flexora.search.callbacks.snapshot", recorded)
+    fit(tiny_models["llama"], benchmark_folder, tmp_path, checkpoint_every=1, repeats=2)
+    assert len(kept) == 12
+    for state, then in kept:
+        torch.testing.assert_close(to_file(state), then, rtol=0, atol=0)
+    moment = to_file(kept[-1][0])["inner_buffers"][0][0]
+    assert moment.any()
+    assert moment.untyped_storage().nbytes() == moment.nbytes
+
+
+def test_only_the_first_process_keeps_the_state() -> None:
+    files: Any = SearchFiles(Path("nowhere"))
+    files.on_train_batch_start(SimpleNamespace(is_global_zero=False), SimpleNamespace(outer_step=3))
+    assert (files._before, files._made) == (None, 3)
 
 
 def test_float64_throughout(tiny_models: dict[str, Path], benchmark_folder: Path, tmp_path: Path) -> None:
