@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: More than any method writes: AdaLoRA notes every rank of every module.
 LARGEST_CONFIG = 10_000_000
 #: Settings that have a module, which is named there, imported, or that build other layers than the model has.
-REFUSED = ("megatron_config", "layer_replication")
+REFUSED = ("megatron_config", "layer_replication", "alora_invocation_tokens")
 #: Settings that say how large new tensors become.
 RANKS = ("r", "init_r", "target_r", "rank_pattern")
 #: A rank that no file has to account for.

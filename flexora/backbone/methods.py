@@ -41,13 +41,18 @@ def require_modules(adapter: PeftConfig) -> None:
     """Refuse a method that cannot be put on chosen layers.
 
     Raises:
-        FlexoraError: If it adapts no linear modules by name, or chooses layers by itself.
+        FlexoraError: If it adapts no linear modules by name, chooses layers by itself, or waits for certain tokens.
     """
     kind = type(adapter).__name__
     if not sits_on_modules(adapter):
         raise FlexoraError(f"adapter: {kind} adapts no linear modules by name; take one that does, such as LoraConfig")
     if getattr(adapter, "layers_to_transform", None) is not None or getattr(adapter, "layers_pattern", None):
         raise FlexoraError("adapter: layers_to_transform and layers_pattern are set by the selection; remove them")
+    if getattr(adapter, "alora_invocation_tokens", None) is not None:  # PEFT looks for them where nothing passes here
+        raise FlexoraError(
+            "adapter.alora_invocation_tokens: an activated LoRA would stay switched off, for its tokens are not looked "
+            "for; remove it"
+        )
 
 
 def build_config(class_type: type[Config], *_: Any, **settings: Any) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from peft import LoraConfig, PeftConfig, PeftType
 
+from flexora.backbone.methods import require_modules
 from flexora.errors import FlexoraError
 
 #: Starts at which LoRA adds nothing, whatever its gate.
@@ -42,4 +43,5 @@ def plain_lora(adapter: PeftConfig, repeats: int) -> LoraConfig:
         raise FlexoraError(
             "adapter.rank_pattern: the search compares layers of one size; remove it, or fine-tune with --selection"
         )
+    require_modules(adapter)
     return adapter

@@ -70,8 +70,8 @@ class Gates:
         power: The LoRA output is scaled by the gate to this power: 1, except to imitate the paper's code.
 
     Raises:
-        FlexoraError: If the adapter has parameters beside A and B (DoRA magnitudes, biases): the identity above then
-            does not hold.
+        FlexoraError: If the adapter has parameters beside A and B (DoRA magnitudes, biases), or is a variant of LoRA
+            that computes something else with them: the identity above then does not hold.
     """
 
     def __init__(self, model: PeftModel, layers_path: str, units: Units) -> None:
@@ -90,6 +90,11 @@ class Gates:
         self._sites = []
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer) and ADAPTER in module.lora_B:
+                if ADAPTER in module.lora_variant:
+                    raise FlexoraError(
+                        f"search: {name} computes {type(module.lora_variant[ADAPTER]).__name__}; search needs plain "
+                        "LoRA: set what makes it another in finetune.adapter alone"
+                    )
                 layer, *path = name.split(f"{layers_path}.", 1)[1].split(".")
                 b = module.lora_B[ADAPTER].weight
                 size = b.numel() + module.lora_A[ADAPTER].weight.numel()

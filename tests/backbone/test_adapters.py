@@ -117,9 +117,10 @@ def test_the_users_configuration_stays_as_it_is() -> None:
         ({"layers_to_transform": [1]}, "layers_to_transform and layers_pattern are set by the selection"),
         ({"layers_to_transform": []}, "layers_to_transform and layers_pattern are set by the selection"),
         ({"layers_pattern": "layers"}, "layers_to_transform and layers_pattern are set by the selection"),
+        ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens: an activated LoRA would stay switched off"),
         ({"exclude_modules": r".*layers\.0.*"}, r"PEFT adapted 1 modules where 2 were asked, e.g. model\.layers\.0\."),
     ],
-    ids=["layers", "no layers", "pattern", "excluded"],
+    ids=["layers", "no layers", "pattern", "activated", "excluded"],
 )
 def test_what_would_adapt_other_modules_is_refused(settings: dict[str, Any], expected: str) -> None:
     model = tiny_model("llama")

@@ -94,6 +94,7 @@ def test_the_advice_works(folder: Path) -> None:
         ({"peft_type": "PROMPT_TUNING"}, "of type PROMPT_TUNING, which adapts no linear modules"),
         ({"megatron_config": {"a": 1}, "megatron_core": "stranger"}, "megatron_config is not supported"),
         ({"layer_replication": [[0, 4], [0, 10**6]]}, "layer_replication is not supported"),
+        ({"alora_invocation_tokens": [5], "task_type": "CAUSAL_LM"}, "alora_invocation_tokens is not supported"),
         ({"auto_mapping": "stranger"}, "auto_mapping: "),
         ({"modules_to_save": "lm_head"}, "modules_to_save: "),
         ({"base_model_name_or_path": 3}, "base_model_name_or_path: "),

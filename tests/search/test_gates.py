@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
 from flexora.backbone.adapters import attach
 from flexora.backbone.families import family_of
@@ -70,6 +70,13 @@ def test_gate_gradient_equals_autograd_with_a_tensor_gate(family: str) -> None:
 def test_the_cold_start_has_no_direct_gradient() -> None:
     case = toy("llama", SGD(lr=0.5))
     assert not case.problem.gradient([random_batch(1)], train=False, seed=0).alpha.any()
+
+
+def test_a_variant_with_a_and_b_alone_is_refused() -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], alora_invocation_tokens=[5], task_type="CAUSAL_LM")
+    peft_model = get_peft_model(tiny_model("llama"), config)
+    with pytest.raises(FlexoraError, match=r"computes .*Variant; search needs plain LoRA"):
+        Gates(peft_model, "model.layers", Units(LAYERS))
 
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_bias": True}], ids=lambda value: next(iter(value)))

@@ -261,6 +261,7 @@ def test_batches_made_for_other_settings_are_refused(tiny_models: dict[str, Path
         ({"alpha_lr": 0.0}, r"search\.alpha_lr: 0.0 must be positive$"),
         ({"clip_norm": 0.0}, r"search\.clip_norm: 0.0 must be positive; null switches clipping off"),
         ({"clip_norm": -1.0}, r"search\.clip_norm: -1.0 must be positive"),
+        ({"adapter": LoraConfig(alora_invocation_tokens=[5], task_type="CAUSAL_LM")}, "alora_invocation_tokens"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
