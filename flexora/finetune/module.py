@@ -291,5 +291,9 @@ class FinetuneModule(L.LightningModule):
 
 
 def may_fuse(device: str, clip: float | None, precision: str) -> bool:
-    """Whether AdamW may run as one kernel: on CUDA, unless mixed precision clips, which Lightning then refuses."""
-    return device == "cuda" and not (clip is not None and "mixed" in precision)
+    """Whether AdamW may run as one kernel: on CUDA, unless mixed precision clips, which Lightning then refuses.
+
+    Nor in ``16-mixed``: Lightning leaves a fused optimiser's gradients scaled, and where a step is left out, and so has
+    none, the scaler fails.
+    """
+    return device == "cuda" and precision != "16-mixed" and not (clip is not None and "mixed" in precision)

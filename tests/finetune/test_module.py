@@ -134,6 +134,7 @@ def test_clipping_goes_with_bf16(module: FinetuneModule, parts: list[Batch]) -> 
     [
         ("cuda", None, "bf16-mixed", True),
         ("cuda", 1.0, "32-true", True),
+        ("cuda", None, "16-mixed", False),  # see test_a_step_without_gradients_passes_the_scaler
         ("cuda", 1.0, "bf16-mixed", False),  # Lightning's MixedPrecision.clip_gradients raises for a fused optimiser
         ("cpu", None, "32-true", False),
     ],

@@ -10,24 +10,30 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
+from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.multiprocessing.spawn import start_processes
+from torch.utils.data import DataLoader
 
+from flexora.backbone.loading import Backbone
 from flexora.checkpoint import read_checkpoint
 from flexora.cli import main
-from flexora.data.batch import Batch
+from flexora.data.batch import Batch, terms
 from flexora.errors import FlexoraError
 from flexora.finetune.guard import FiniteSteps
+from flexora.finetune.module import FinetuneModule
 from flexora.finite import NonFiniteError, require_finite
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.inner import SGD
 from tests.commands import FORKSERVER
-from tests.search.bilevel import toy
+from tests.search.bilevel import random_batch, toy
 
 POISONED = {
     "loss": lambda loss, model: loss * torch.nan,
@@ -229,6 +235,33 @@ def test_the_finetune_stops_or_leaves_the_step_out(
     assert all(tensor.isfinite().all() for tensor in adapter.values())
     history = lines(tmp_path / "out" / "finetune" / "history.csv")
     assert all(torch.tensor(float(row["train_loss"])).isfinite() for row in history)
+
+
+def test_a_step_without_gradients_passes_the_scaler(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scaler that has not looked at the gradients before fails over a step that is left out."""
+    poison = Poison(monkeypatch)
+    poison.at = {2}
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+    )
+    module = FinetuneModule(Backbone(str(tiny_models["llama"])), LoraConfig(r=2), skip_non_finite=1)
+    batch = random_batch(1)
+    batch["normalizer"] = float(terms(batch))
+    trainer.fit(module, DataLoader([batch] * 3, batch_size=None))  # type: ignore[arg-type]
+    (guard,) = [callback for callback in trainer.callbacks if isinstance(callback, FiniteSteps)]
+    assert (trainer.global_step, guard.skipped) == (3, 1)
+    assert all(p.isfinite().all() for p in module.parameters())
+    fused = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])  # whose gradients it was not given, as a fused one's
+    with pytest.raises(AssertionError, match="No inf checks were recorded"):
+        scaler.step(fused)
 
 
 def test_adalora_leaves_no_step_out(recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
