@@ -107,11 +107,11 @@ class Unrolled(Estimator):
             SAMA (Choe et al. 2023) approximates.
         relative_step: How far from theta_t the differences are taken, in lengths of the outer step's longest inner
             step, over which the loss had better be smooth anyway. By default 0.1, of the forward difference 0.03, and 1
-            where the model computes in bfloat16 (autocast, or a half-precision base). Shorter ones drown in rounding,
-            longer ones in curvature. Relative errors of the defaults on SmolLM2-135M, 4 rows of ARC-Easy a gradient,
-            T = 2, with AdamW (1e-3) at the cold start B = 0 and after 20 steps, then with SGD (5e-2): central 3e-4,
-            3e-5, 6e-4, 1e-3; forward 2e-3, 3e-4, 4e-3, 1e-2; first order 0.02, 0.07, 0.5, 1.1. In bfloat16: central
-            0.2, 0.05, 0.04, 0.2; forward 0.5, 0.07, 0.1, 0.2; first order 0.03, 0.06, 0.5, 1.2
+            where the model computes in less than float32 (autocast, a half-precision base, or TF32). Shorter ones drown
+            in rounding, longer ones in curvature. Relative errors of the defaults on SmolLM2-135M, 4 rows of ARC-Easy a
+            gradient, T = 2, with AdamW (1e-3) at the cold start B = 0 and after 20 steps, then with SGD (5e-2): central
+            3e-4, 3e-5, 6e-4, 1e-3; forward 2e-3, 3e-4, 4e-3, 1e-2; first order 0.02, 0.07, 0.5, 1.1. In bfloat16:
+            central 0.2, 0.05, 0.04, 0.2; forward 0.5, 0.07, 0.1, 0.2; first order 0.03, 0.06, 0.5, 1.2
             (``python -m tests.benchmarks.difference_step --bf16``).
     """
 

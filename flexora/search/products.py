@@ -99,6 +99,6 @@ def default_step(problem: BilevelProblem, *, central: bool) -> float:
 
     They are float32's in float64 too: transformers takes norms and softmax in float32.
     """
-    if problem.computes_in_half():
+    if problem.computes_in_less():
         return 1.0
     return 0.1 if central else 0.03

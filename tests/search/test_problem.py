@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
@@ -14,6 +17,7 @@ from flexora.search.gates import Gates
 from flexora.search.inner import SGD, AdamW, ClipByNorm
 from flexora.search.named import resolve_selection
 from flexora.search.problem import BilevelProblem
+from flexora.search.products import default_step
 from flexora.search.units import Units
 from tests.search.bilevel import LAYERS, outer_batch, random_batch, toy
 from tests.tiny import FAMILIES, tiny_model
@@ -48,13 +52,35 @@ def test_a_step_is_seen_inside_one_autocast_block() -> None:
 def test_adapter_and_alpha_stay_in_float32(base: torch.dtype) -> None:
     problem = half_problem(base)
     with torch.autocast("cpu", torch.bfloat16):
-        assert problem.computes_in_half()
+        assert problem.computes_in_less()
         step = Unrolled()(problem, outer_batch(2), seed=0)
     assert step.hypergradient.dtype == torch.float32
     assert step.hypergradient.isfinite().all()
     assert {tensor.dtype for tensor in problem.theta} == {torch.float32}
     assert {tensor.dtype for kept in problem.state.buffers for tensor in kept} == {torch.float32}
-    assert problem.computes_in_half() == (base == torch.bfloat16)
+    assert problem.computes_in_less() == (base == torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "precision", "expected"),
+    [
+        ("cuda", torch.float32, "high", True),
+        ("cuda", torch.float32, "medium", True),
+        ("cuda", torch.float32, "highest", False),
+        ("cuda", torch.float64, "high", False),
+        ("cpu", torch.float32, "high", False),
+    ],
+)
+def test_tf32_is_less_than_float32(device: str, dtype: torch.dtype, precision: str, expected: bool) -> None:
+    problem: Any = half_problem(torch.float32)
+    problem.alpha = SimpleNamespace(device=torch.device(device), dtype=dtype)
+    usual = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        assert problem.computes_in_less() == expected
+        assert default_step(problem, central=True) == (1.0 if expected else 0.1)
+    finally:
+        torch.set_float32_matmul_precision(usual)
 
 
 def test_autocast_does_not_round_the_gradient_of_alpha() -> None:
