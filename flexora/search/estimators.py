@@ -182,4 +182,5 @@ def cosine(left: Tensor, right: Tensor) -> float | None:
     """Cosine of the angle between two hypergradients; none where one of them is zero."""
     if not left.any() or not right.any():
         return None
-    return torch.cosine_similarity(left.flatten().double(), right.flatten().double(), dim=0).item()
+    # Apple's GPUs have no float64.
+    return torch.cosine_similarity(left.flatten().cpu().double(), right.flatten().cpu().double(), dim=0).item()

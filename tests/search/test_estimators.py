@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 from unittest.mock import Mock
 
 import pytest
@@ -190,3 +190,18 @@ def test_first_order_is_the_direct_part_alone() -> None:
     (direct,) = torch.autograd.grad(loss, alpha)
     torch.testing.assert_close(found.hypergradient, direct, rtol=1e-10, atol=1e-14)
     assert torch.linalg.norm(found.hypergradient - unrolled) > 0.01 * torch.linalg.norm(unrolled)
+
+
+def test_the_cosine_is_taken_where_there_is_float64() -> None:
+    """Apple's GPUs have none: a tensor that lies there may be widened only once it is fetched."""
+
+    class OnMps(Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is Tensor.double:
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+            found = super().__torch_function__(func, types, args, kwargs or {})
+            return found.as_subclass(Tensor) if func is Tensor.cpu else found
+
+    left, right = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]])
+    assert cosine(left.as_subclass(OnMps), right.as_subclass(OnMps)) == pytest.approx(1 / 50**0.5)
