@@ -29,6 +29,7 @@ from flexora.estimate.batches import (
 from flexora.estimate.rehearsal import Memory, rehearse_evaluation, rehearse_finetune, rehearse_search
 from flexora.estimate.sketch import Sketch
 from flexora.finetune.module import FinetuneModule
+from flexora.finetune.sharding import FullyShard
 from flexora.search.module import SearchModule
 from flexora.verbs.checks import build
 from flexora.verbs.settings import Recipe, long_form
@@ -73,11 +74,20 @@ def main(arguments: Sequence[str]) -> int:
         table.add_row(phase, *(f"{part / 1e6:,.0f}" for part in parts), batch)
     console.print(table)
     console.print("tensors alone: Python, libraries and the allocator's reserve come on top", highlight=False)
+    if _shards(recipe.trainer("finetune").get("strategy")):
+        told = "finetune: numbers of one device that holds everything, unsharded; each of fsdp2's holds a part"
+        console.print(told, soft_wrap=True, highlight=False)
     if wanted is not None:
         console.print(f"assumed: rows of {wanted:,} tokens, an eighth of them answers", soft_wrap=True, highlight=False)
     if isinstance(data, GenerativeDataModule):
         console.print("evaluate: without the answers that the model writes", soft_wrap=True, highlight=False)
     return 0
+
+
+def _shards(strategy: str | dict[str, Any] | None) -> bool:
+    """Whether a strategy, as a recipe names it, gives each device a part of the model."""
+    name = strategy.get("class_path") if isinstance(strategy, dict) else strategy
+    return str(name).rpartition(".")[2] in ("fsdp2", FullyShard.__name__)
 
 
 def _length(arguments: Sequence[str]) -> tuple[int | None, list[str]]:

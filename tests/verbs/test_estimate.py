@@ -57,6 +57,14 @@ def test_a_configuration_is_enough(
     assert "40 tokens" in text
 
 
+def test_a_sharded_fine_tune_is_told_of(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--config", str(recipe()), "--length", "10")
+    told = "finetune: numbers of one device that holds everything, unsharded"
+    assert told not in estimate(capsys, *arguments)
+    for strategy in ("fsdp2", "{class_path: flexora.finetune.sharding.FullyShard}"):
+        assert told in estimate(capsys, *arguments, f"--finetune.trainer.strategy={strategy}")
+
+
 def test_a_file_of_rows_counts_as_rows_at_hand(
     recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
