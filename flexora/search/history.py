@@ -21,8 +21,8 @@ class HistoryRow:
     Attributes:
         outer_step: Its number, from 1, counted through all repeats.
         repeat: The repeat it belongs to, from 1.
-        train_loss: Mean loss of the inner steps, in nats per answer token.
-        validation_loss: Outer loss, in nats per answer token.
+        train_loss: Mean loss of the inner steps, in nats per answer token; per question where choices are contrasted.
+        validation_loss: Outer loss, in nats per answer token or question: of that the two may have each their own.
         hypergradient_norm: Euclidean norm of the hypergradient.
         alpha: Hyperparameters after the step, flat, one per unit.
         cosine: Cosine of the hypergradient with the exact one, where it was checked.
