@@ -79,7 +79,7 @@ def summary(run: Run) -> str:
 
 
 def _choices(run: Run) -> list[str]:
-    """What the search chose; and what was fine-tuned, where the user named other layers."""
+    """What the search chose; and what was fine-tuned, where the user named other layers or projections."""
     tuned = run.tuned or run.selection
     if tuned is None:
         return []
@@ -87,6 +87,9 @@ def _choices(run: Run) -> list[str]:
         return [f"LoRA was put on {_with_cost(tuned, run.results)}, named by hand."]
     if tuned.targets == run.selection.targets:
         return [f"Flexora chose {_with_cost(tuned, run.results)}."]
+    if tuned.layers == run.selection.layers and run.selection.projections is None:  # finetune.adapter names others
+        names = list(dict.fromkeys(name for adapted in tuned.targets.values() for name in adapted))
+        return [f"Flexora chose {_with_cost(tuned, run.results)}.", f"The fine-tune adapts {', '.join(names)} there."]
     return [
         f"The search chose {chosen(run.selection)}: {listing(run.selection)}.",
         f"LoRA was put on others, named by hand: {_with_cost(tuned, run.results)}.",

@@ -96,6 +96,9 @@ def test_all_arms_adapt_what_the_fine_tune_names(
         assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in tensors} == {"k_proj"}
         done = json.loads((out / phase / "done.json").read_text())
         assert {name for names in done["targets"].values() for name in names} == {"k_proj"}
+    page = (out / "report" / "report.html").read_text()
+    assert "The fine-tune adapts k_proj there." in page
+    assert "named by hand" not in page
     capfd.readouterr()
     assert main(["run", "--config", config, *flags]) == 0
     assert "all done" in capfd.readouterr().out
