@@ -101,10 +101,14 @@ def rehearse_search(module: SearchModule, batch: OuterBatch, precision: str | No
     fewer: OuterBatch = {**batch, "train": train, "validation": _largest(batch["validation"])}
     estimators = [module.estimator, *([] if module.check_every is None else [Unrolled(product="exact")])]
     with storages, CpuKernels(), autocast(precision):
+        theta, state = problem.copy_theta(), problem.state  # what SearchFiles keeps for a signal within the step
         storages.restart()
         for estimator in estimators:
             estimator(problem, fewer, seed=0)
-    return _memory(storages, weights)
+        del state  # its place is the next one's
+    memory = _memory(storages, weights)
+    del theta
+    return memory
 
 
 def rehearse_evaluation(module: FinetuneModule, batch: Batch, precision: str | None) -> Memory:
