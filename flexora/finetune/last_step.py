@@ -31,7 +31,7 @@ class ValidateLastStep(Callback):
             return
         wanted = {"check_val_every_n_epoch": 1, "val_check_batch": batch_idx + 1, "_val_check_time_interval": None}
         self._usual = {name: getattr(trainer, name) for name in wanted if hasattr(trainer, name)}
-        for name in self._usual:  # an older Lightning has no interval of time
+        for name in self._usual:  # the last one is private, and may go
             setattr(trainer, name, wanted[name])
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
