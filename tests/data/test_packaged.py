@@ -65,6 +65,16 @@ def test_finished_queries_of_boolq_and_hellaswag_come_apart() -> None:
     )
 
 
+@pytest.mark.parametrize("ending", ["  Many rise. They  sit.", " one", "one   two    three", "a [title", "Row."])
+def test_cleaning_a_packaged_text_again_changes_nothing(ending: str) -> None:
+    """What stands behind ``[step]`` keeps its space, and a run of spaces its length."""
+    choices = [' Many " rise. "', ending, "sit  down", "go"]
+    query = f"Tea: {ending.strip()} then"
+    question = HellaSwag.question(HellaSwag.benchmark.official({"query": query, "choices": choices, "gold": 1}))
+    assert question.choices == tuple(choices)
+    assert question.stem == query
+
+
 def request(doc_id: int, choice: int) -> dict[str, Any]:
     """One line of a packaged file: there is one for each choice, and again without context under a high number."""
     number = doc_id % 1_000_000
