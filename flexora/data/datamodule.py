@@ -16,7 +16,7 @@ from flexora.data.batching import LengthGroupedBatches, Share, length_batches, p
 from flexora.data.bilevel import BilevelDataModule
 from flexora.data.encoded import EncodedDataModule, Objective
 from flexora.data.fingerprint import rows_fingerprint
-from flexora.data.hygiene import without_reported
+from flexora.data.hygiene import without_reported, without_trained
 from flexora.data.rows import EncodedRows
 from flexora.errors import FlexoraError
 
@@ -25,8 +25,9 @@ class AnswerDataModule(EncodedDataModule):
     """Rows with answers for the search, the fine-tune and the evaluation.
 
     The train split is shuffled by ``train_seed``; its first ``validation_rows`` are held out (the search's outer
-    problem and the fine-tune's choice of the best epoch), the next ``train_rows`` are trained on. The reported split
-    is only ever evaluated; train rows that occur in it are left out. ``development_rows`` stand in its place.
+    problem and the fine-tune's choice of the best epoch), the next ``train_rows`` are trained on; held-out rows that
+    are trained on too are left out. The reported split is only ever evaluated; train rows that occur in it are left
+    out. ``development_rows`` stand in its place.
 
     The settings are those of :class:`EncodedDataModule`.
     """
@@ -94,13 +95,27 @@ class AnswerDataModule(EncodedDataModule):
 
         Args:
             draw: 0 for the split itself; other numbers deal the same rows anew, for the repeats of a search.
+
+        Raises:
+            FlexoraError: If there are fewer rows than are asked for, or every held-out row is trained on too.
         """
+        if draw not in self._splits:
+            self._splits[draw] = self._draw(draw)
+        return self._splits[draw]
+
+    @cached_property
+    def _splits(self) -> dict[int, tuple[Dataset, Dataset]]:
+        """Those that were drawn: what is left out of one is told once."""
+        return {}
+
+    def _draw(self, draw: int) -> tuple[Dataset, Dataset]:
         end = None if self.train_rows is None else self.validation_rows + self.train_rows
         order = self._train_order[:end]
         if draw:
             order = [order[place] for place in permutation(len(order), self.train_seed, draw)]
         held_out, trained = order[: self.validation_rows], order[self.validation_rows :]
-        return self.train_split.select(trained), self.train_split.select(held_out)
+        train = self.train_split.select(trained)
+        return train, without_trained(self.train_split.select(held_out), train, self.benchmark_name, draw)
 
     @cached_property
     def train_set(self) -> Dataset:

@@ -1,4 +1,4 @@
-"""Rows that are left out, always with a count: those that cannot be used, and train rows of the reported split."""
+"""Rows that are left out, always with a count: unusable ones, and those that stand on both sides of a split."""
 
 from __future__ import annotations
 
@@ -69,6 +69,33 @@ def without_reported(train: Dataset, reported: Mapping[str, Dataset], benchmark:
         place = " and ".join(reported) if len(reported) == 1 else "the reported splits"
         say(f"data: {benchmark}: {shared} train rows ask a question of {place} with another answer; kept")
     return train
+
+
+def without_trained(held_out: Dataset, trained: Dataset, benchmark: str, repeat: int) -> Dataset:
+    """The held-out rows whose question and right answer are not trained on, and word of the others.
+
+    Args:
+        held_out: Encoded rows with the column ``said``.
+        trained: Likewise.
+        benchmark: The benchmark's name, for the message.
+        repeat: The repeat of the search whose rows they are, from 0.
+
+    Raises:
+        FlexoraError: If no row is left.
+    """
+    said = set(trained["said"])
+    kept = [index for index, key in enumerate(held_out["said"]) if key not in said]
+    if len(kept) == len(held_out):
+        return held_out
+    of_repeat = f" of repeat {repeat + 1}" if repeat else ""
+    if not kept:
+        raise FlexoraError(
+            f"data: {benchmark}: all {len(held_out)} held-out rows{of_repeat} occur among the trained ones; remove "
+            "duplicates, raise data.validation_rows, or lower data.train_rows"
+        )
+    count = len(held_out) - len(kept)
+    say(f"data: {benchmark}: {count} of {len(held_out)} held-out rows{of_repeat} are trained on too and are left out")
+    return held_out.select(kept)
 
 
 def tell_cut(rows: Dataset, place: str, max_length: int, room: int) -> None:
