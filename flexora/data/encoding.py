@@ -53,13 +53,13 @@ def tokenize(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase) -> Token
 def texts_of(row: Pairs, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:
     """Every text that :func:`encode` needs in tokens."""
     for pair in row.pairs:
-        context, continuation, special = _border(*pair, tokenizer, closed=row.closed)
+        context, continuation, special = _border(*pair, tokenizer, opened=row.opened)
         if context:
             yield context, special
             yield context + continuation, special
-        elif not row.closed:
+        elif not row.opened:
             yield continuation, False
-        if row.closed:
+        if row.opened:
             yield behind_special(continuation, tokenizer)
 
 
@@ -80,9 +80,9 @@ def encode(
     """Tokenise every pair the way lm-evaluation-harness does.
 
     Context and continuation are tokenised together and the continuation is what follows the context's own tokens, so
-    that merges across the border fall to the continuation. Spaces at the end of a context move to the continuation. A
-    closed answer is one that the model writes itself: its context keeps its spaces and its own tokens, for that is what
-    the model is then given.
+    that merges across the border fall to the continuation. Spaces at the end of a context move to the continuation.
+    Where the model writes the answer itself, or a chat template has opened its turn, a context keeps its spaces (such
+    as the line feed behind ``assistant``) and its own tokens, for that is what the model is then given.
 
     Args:
         row: The pairs.
@@ -97,14 +97,14 @@ def encode(
     tokens = tokenize(texts_of(row, tokenizer), tokenizer) if tokens is None else tokens
     encoded = EncodedQuestion(sequences=[], starts=[], chars=[], answer=row.answer, unscored=[], cut=0)
     for index, (context, continuation) in enumerate(row.pairs):
-        before, scored, special = _border(context, continuation, tokenizer, closed=row.closed)
+        before, scored, special = _border(context, continuation, tokenizer, opened=row.opened)
         if before:
             whole, prompt = tokens[before + scored, special], tokens[before, special]
-            if row.closed and whole[: len(prompt)] != prompt:
+            if row.opened and whole[: len(prompt)] != prompt:
                 whole = [*prompt, *tokens_behind(scored, tokenizer, tokens)]
         else:  # something must come before the first scored token
             prompt = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
-            whole = [*prompt, *(tokens_behind(scored, tokenizer, tokens) if row.closed else tokens[scored, False])]
+            whole = [*prompt, *(tokens_behind(scored, tokenizer, tokens) if row.opened else tokens[scored, False])]
         start = len(prompt)
         if start >= len(whole):  # it was merged into the context's last token
             raise ValueError(f"{row.name_of(index)} adds no token to its context")
@@ -139,13 +139,13 @@ def overhang(length: int, start: int, max_length: int, room: int, answer: str) -
 
 
 def _border(
-    context: str, continuation: str, tokenizer: PreTrainedTokenizerBase, *, closed: bool
+    context: str, continuation: str, tokenizer: PreTrainedTokenizerBase, *, opened: bool
 ) -> tuple[str, str, bool]:
     """Context, continuation with the spaces between them, and whether special tokens belong around both.
 
     They do not where there is no context, or where a chat template has written the beginning of text already.
     """
-    before = context if closed else context.rstrip()
+    before = context if opened else context.rstrip()
     begun = before.startswith(tuple(filter(None, (tokenizer.bos_token, _beginning(tokenizer)))))
     return before, context[len(before) :] + continuation, bool(before) and not begun
 

@@ -64,7 +64,8 @@ def as_messages(context: str, answer: str = "") -> list[Message]:
 def as_chat(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     """Every context as the user's turn of the tokenizer's chat template, every continuation as the assistant's."""
     turns = {context: render(as_messages(context), tokenizer, opened=True) for context, _ in pairs.pairs}
-    return replace(pairs, pairs=tuple((turns[context], text.removeprefix(" ")) for context, text in pairs.pairs))
+    written = tuple((turns[context], text.removeprefix(" ")) for context, text in pairs.pairs)
+    return replace(pairs, pairs=written, templated=True)
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -73,11 +73,13 @@ class Pairs:
         pairs: ``(context, continuation)`` for each choice; the model scores the continuation alone.
         answer: Index of the right pair.
         closed: Whether the model writes the answer itself: it ends with the end-of-text token, to teach it to stop.
+        templated: Whether a chat template has written the contexts.
     """
 
     pairs: tuple[tuple[str, str], ...]
     answer: int
     closed: bool = False
+    templated: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.answer < len(self.pairs):
@@ -89,6 +91,11 @@ class Pairs:
     def name_of(self, index: int) -> str:
         """What messages call a continuation."""
         return "the answer" if len(self.pairs) == 1 else f"choice {index}"
+
+    @property
+    def opened(self) -> bool:
+        """Whether a context is all that the model is given before it answers: its spaces and tokens stay its own."""
+        return self.closed or self.templated
 
     @property
     def right(self) -> str:

@@ -113,6 +113,18 @@ def test_an_answer_to_be_written_follows_the_tokens_of_its_prompt_alone(context:
     assert ids[start:] == [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
 
 
+@pytest.mark.parametrize(("context", "choice"), [("a:  ", "bc"), ("ab", "ca"), ("ab ", "cb")])
+def test_a_choice_follows_the_tokens_of_its_chat_alone(context: str, choice: str) -> None:
+    """As an answer that is to be written, but for its end: a choice is only compared."""
+    tokenizer = merging_tokenizer("b c", "Ġ b", "Ġ Ġ")
+    encoded = encode(Pairs(((context, choice), (context, "a")), 0, templated=True), tokenizer, 64)
+    assert [ids[:start] for ids, start in zip(encoded["sequences"], encoded["starts"], strict=True)] == [
+        tokenizer.encode(context)
+    ] * 2
+    scored = [ids[start:] for ids, start in zip(encoded["sequences"], encoded["starts"], strict=True)]
+    assert scored == [tokenizer.encode(text, add_special_tokens=False) for text in (choice, "a")]
+
+
 def test_no_space_is_put_before_an_answer_to_be_written() -> None:
     """Tokenizers in SentencePiece's manner put one before the first word of whatever they are given."""
     pieces = ["<s>", "</s>", *"abc:", "\u2581", "\u2581a", "\u2581b"]

@@ -9,8 +9,10 @@ import pytest
 
 from flexora.backbone.loading import Backbone
 from flexora.data.arc import ArcEasy
+from flexora.data.chat import encode_conversation, render, write_conversation
+from flexora.data.encoding import encode, tokenize
 from flexora.data.mmlu import Mmlu
-from flexora.data.prompts import as_chat, with_examples
+from flexora.data.prompts import as_chat, as_messages, with_examples
 from flexora.data.question import Pairs
 from flexora.data.winogrande import WinoGrande
 from flexora.errors import FlexoraError
@@ -36,6 +38,27 @@ def test_a_chat_template_writes_contexts_as_turns_of_the_user() -> None:
     tokenizer.chat_template = CHAT_TEMPLATE
     context = "<user>Question: one\nAnswer:<eos><assistant>"
     assert as_chat(ONE, tokenizer).pairs == ((context, "a"), (context, "b"))
+
+
+@pytest.mark.parametrize("end", ["assistant\n", "assistant\n\n", "assistant: ", "assistant"])
+def test_what_opens_the_assistants_turn_is_read_and_not_scored(end: str) -> None:
+    """The prompt is the one of an answer that the model writes itself, and the choice alone is scored."""
+    tokenizer, literal = byte_tokenizer(), end.replace("\n", "\\n")
+    tokenizer.chat_template = CHAT_TEMPLATE.replace(
+        "<{{ message['role'] }}>", f"{{{{ '{literal}' if message['role'] == 'assistant' else 'user:' }}}}"
+    ).replace("<assistant>", end)
+    pairs = as_chat(ONE, tokenizer)
+    encoded = encode(pairs, tokenizer, 256)
+    asked = render(as_messages(ONE.pairs[0][0]), tokenizer, opened=True)
+    for ids, start, choice in zip(encoded["sequences"], encoded["starts"], ("a", "b"), strict=True):
+        assert tokenizer.decode(ids[start:]) == choice
+        assert ids[:start] == tokenizer.encode(asked, add_special_tokens=False)
+    conversation = write_conversation(as_messages(*ONE.pairs[1]), tokenizer, every_turn=True)
+    written = encode_conversation(conversation, tokenizer, 256, tokenize(conversation.texts(tokenizer), tokenizer))
+    (ids,), (start,) = written["sequences"], written["starts"]
+    assert encoded["starts"] == [start] * 2
+    assert encoded["sequences"][1] == ids[: start + 1]
+    assert encoded["chars"] == [1, 1]
 
 
 def decoded(data: ArcEasy | Mmlu | WinoGrande, row: int = 0) -> list[str]:
