@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -12,6 +13,9 @@ from flexora.data.generative import until
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: Settings of generation that are facts of the model.
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def generate(
@@ -36,18 +40,38 @@ def generate(
     ids = torch.tensor([[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     attended = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     stopping = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
-    written = cast("Any", model).generate(
-        input_ids=ids,
-        attention_mask=attended,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        use_cache=True,
-        pad_token_id=pad,
-        **stopping,
-    )
+    with _likeliest_tokens(model):
+        written = cast("Any", model).generate(
+            input_ids=ids,
+            attention_mask=attended,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            pad_token_id=pad,
+            **stopping,
+        )
     texts = tokenizer.batch_decode(written[:, length:], skip_special_tokens=True)
     return [until(text, stop) for text in texts]
+
+
+@contextmanager
+def _likeliest_tokens(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Leave the model no settings of generation but its special tokens.
+
+    Whatever ``generate`` is not given it takes from the model's own settings, and ``None`` counts as not given: a
+    penalty for repetition that a model was published with would decide over tokens.
+    """
+    from transformers import GenerationConfig
+
+    base: Any = getattr(model, "get_base_model", lambda: model)()
+    holders: list[Any] = [model] if base is model else [model, base]  # PEFT hands its own on to the base
+    own = [holder.generation_config for holder in holders]
+    plain = GenerationConfig(**{name: getattr(own[-1], name) for name in SPECIAL_TOKENS})
+    try:
+        for holder in holders:
+            holder.generation_config = plain
+        yield
+    finally:
+        for holder, config in zip(holders, own, strict=True):
+            holder.generation_config = config
