@@ -20,7 +20,16 @@ ASSISTANT = "assistant"
 ROLES = {"human": "user", "gpt": ASSISTANT}
 #: Templates that name a date take the one of Llama 3's own: the day of the training would change the prompts.
 DATE = "26 Jul 2024"
-
+#: The same day for those that ask for the present one in a form of their own: by ``strftime``'s codes.
+CODES = {
+    **{"%Y": "2024", "%y": "24", "%m": "07", "%-m": "7", "%B": "July", "%b": "Jul"},
+    **{"%d": "26", "%-d": "26", "%e": "26", "%j": "208", "%A": "Friday", "%a": "Fri"},
+    **{"%H": "12", "%I": "12", "%p": "PM", "%M": "00", "%S": "00", "%F": "2024-07-26", "%T": "12:00:00"},
+}
+#: What stands before such a template. Its line feed belongs to the block and is not written.
+CLOCK = "{{% macro strftime_now(form) %}}{{{{ form{} }}}}{{% endmacro %}}\n".format(
+    "".join(f" | replace('{code}', '{text}')" for code, text in CODES.items())
+)
 
 FIRST_LINE = re.compile(r"\s*\S[^\n]*")
 
@@ -176,9 +185,12 @@ def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, o
     Raises:
         ValueError: If the template refuses them: some know no system, some want user and assistant in turns.
     """
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = CLOCK + template
     try:
         text = tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=opened, tokenize=False, date_string=DATE
+            list(messages), chat_template=template, add_generation_prompt=opened, tokenize=False, date_string=DATE
         )
     except TemplateError as error:
         raise ValueError(f"the chat template refuses it: {error}") from error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
-from flexora.data.chat import DATE, Message, encode_conversation, end_of_turn, write_conversation
+from flexora.data.chat import DATE, Message, encode_conversation, end_of_turn, render, write_conversation
 from flexora.data.encoding import tokenize
 from tests.tiny import CHAT_TEMPLATE, byte_tokenizer
 
@@ -77,6 +80,50 @@ def test_the_text_is_the_templates_and_answers_are_scored_with_their_ends(name: 
     assert end_of_turn(tokenizer) == ENDS[name]
     asked = tokenizer.apply_chat_template(messages[:5], add_generation_prompt=True, tokenize=False, date_string=DATE)
     assert text[: -len(stretches[-1])] == asked  # what a server gives the model
+
+
+class Day(datetime.datetime):
+    """The day that is written, whatever the day is."""
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> Day:
+        return cls(2024, 7, 26, 12, tzinfo=tz)
+
+
+#: Forms as SmolLM3, gpt-oss (in a macro of its own) and Granite ask for them; a date with the time; one that is cut.
+DATED = {
+    "{{ strftime_now('%d %B %Y') }}": "26 July 2024",
+    "{% macro head() %}{{ strftime_now('%Y-%m-%d') }}{% endmacro %}{{ head() }}": "2024-07-26",
+    "{{- strftime_now('%B %d, %Y') }}": "July 26, 2024",
+    "{% set today = strftime_now('%a, %-d.%-m.%y %H:%M') %}{{ today }}": "Fri, 26.7.24 12:00",
+    "{% if strftime_now is defined %}{{ strftime_now('%Y %A %T')[:11] }}{% endif %}": "2024 Friday",
+}
+
+
+@pytest.mark.parametrize("day", DATED)
+@pytest.mark.parametrize("before", ["", "\n", "  ", "\n  Now:\n "], ids=repr)
+def test_a_template_that_asks_for_the_day_gets_the_same_one_always(
+    day: str, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what the library would write on that very day, to the last space."""
+    tokenizer, messages = tokenizer_with(f"{before}{day}{CHAT_TEMPLATE}"), chat("one?", "first")
+    text = render(messages, tokenizer, opened=False)
+    assert DATED[day] in text
+    assert tokenizer.apply_chat_template(messages, tokenize=False) != text  # today is another day
+    monkeypatch.setattr(chat_template_utils, "datetime", Day)
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == text
+
+
+def test_one_of_several_templates_is_the_default() -> None:
+    tokenizer = tokenizer_with(CHAT_TEMPLATE)
+    expected = render(chat("one?", "first"), tokenizer, opened=False)
+    tokenizer.chat_template = {"default": CHAT_TEMPLATE, "tool_use": "other"}
+    assert render(chat("one?", "first"), tokenizer, opened=False) == expected
+    tokenizer.chat_template = {"default": "{{ strftime_now('%Y') }}" + CHAT_TEMPLATE, "tool_use": "other"}
+    assert render(chat("one?", "first"), tokenizer, opened=False) == f"2024{expected}"
+    tokenizer.chat_template = {"tool_use": CHAT_TEMPLATE}
+    with pytest.raises(ValueError, match="no default"):
+        render(chat("one?", "first"), tokenizer, opened=False)
 
 
 def test_a_greeting_is_read_and_not_scored() -> None:
