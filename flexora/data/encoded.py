@@ -36,9 +36,9 @@ class EncodedDataModule(L.LightningDataModule, ABC):
 
     Args:
         backbone: The base model, whose tokenizer is used. Recipes fill it in from their own section.
-        source: ``hub``, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/CONFIGURATION``, ``packaged``, a folder of
-            ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or ``.json``, ``.parquet``), or one such file: the
-            train split.
+        source: ``hub``, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/CONFIGURATION``, either with ``@REVISION`` behind it (a
+            commit, tag or branch), ``packaged``, a folder of ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or
+            ``.json``, ``.parquet``), or one such file: the train split.
         batch_size: Rows of one forward pass in training, on each device; at most so many where
             ``max_tokens_per_batch`` is given.
         max_tokens_per_batch: Most tokens of one forward pass of the fine-tune, padding included, so that long rows go

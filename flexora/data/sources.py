@@ -14,9 +14,9 @@ from typing import Any, Literal
 from datasets import Dataset, Features, Value, load_dataset
 
 from flexora.data.fingerprint import code_fingerprint
-from flexora.errors import FlexoraError, first_line
+from flexora.errors import FlexoraError, first_line, shown
 from flexora.packaged import ROWS_WHEEL, cache_folder
-from flexora.places import own_path, plain_name
+from flexora.places import own_path, plain_name, plain_revision
 
 Row = dict[str, Any]
 Split = Literal["train", "validation", "test"]
@@ -53,9 +53,9 @@ class Source:
         """Load one split.
 
         Args:
-            where: ``hub``, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/CONFIGURATION``, ``packaged``, a folder with
-                ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or ``.json``, ``.parquet``), or one such file of
-                any name, which is the train split.
+            where: ``hub``, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/CONFIGURATION``, either with ``@REVISION`` behind it
+                (a commit, tag or branch), ``packaged``, a folder with ``train.jsonl``, ``validation.jsonl``,
+                ``test.jsonl`` (or ``.json``, ``.parquet``), or one such file of any name, which is the train split.
             split: The split to load.
 
         Raises:
@@ -66,7 +66,7 @@ class Source:
         if where == "hub":
             return self._load_hub(self.require_hub(), split)
         if where.startswith(HUB_PREFIX):
-            return self._load_hub(hub_names(where), split)
+            return self._load_hub(hub_names(where), split, hub_revision(where))
         return load_files(own_path(where, "data.source"), split)
 
     def has(self, where: str, split: Split) -> bool:
@@ -97,17 +97,18 @@ class Source:
             raise FlexoraError(f"data.source: there are no packaged rows of this kind; name {elsewhere}")
         return ROWS_WHEEL.require()
 
-    def _load_hub(self, names: tuple[str, ...], split: Split) -> Dataset:
+    def _load_hub(self, names: tuple[str, ...], split: Split, revision: str | None = None) -> Dataset:
         """Load one split of a dataset on the hub."""
         name = self.hub_splits.get(split, split)
         try:
-            return load_dataset(*names, split=name)
+            return load_dataset(*names, split=name, revision=revision)
         except Exception as error:  # datasets raises many kinds: connection, missing split, gated, broken files
             advice = "use source: packaged or a folder of files" if self.packaged else "use a folder of files"
             if self.hub is None:
                 advice = "name its split in data.reported_split, cut one with data.test_rows, or use a folder of files"
+            asked = f"{'/'.join(names)}{f'@{revision}' if revision else ''} [{name}]"
             raise FlexoraError(
-                f"data.source: cannot load {'/'.join(names)} [{name}] from the hub: {first_line(error)}; {advice}"
+                f"data.source: cannot load {asked} from the hub: {first_line(error)}; {advice}"
             ) from error
 
     def _load_packaged(self, split: Split) -> Dataset:
@@ -120,17 +121,27 @@ class Source:
 
 
 def hub_names(where: str) -> tuple[str, ...]:
-    """Dataset id, and the configuration's name where one is given, of ``hub:OWNER/NAME[/CONFIGURATION]``.
+    """Dataset id, and the configuration's name where there is one, of ``hub:OWNER/NAME[/CONFIGURATION][@REVISION]``.
 
     Raises:
         FlexoraError: If it has another form.
     """
-    owner, *rest = where.removeprefix(HUB_PREFIX).split("/", 2)
-    if not rest or not all((owner, *rest)):
-        raise FlexoraError(f"data.source: {where} names no dataset; write hub:OWNER/NAME or hub:OWNER/NAME/CONFIG")
+    named, at, revision = where.removeprefix(HUB_PREFIX).partition("@")
+    what = f"data.source: {shown(where)}"
+    owner, *rest = named.split("/", 2)
+    if not rest or not all((owner, *rest)) or (at and not revision):
+        raise FlexoraError(
+            f"{what} names no dataset; write hub:OWNER/NAME or hub:OWNER/NAME/CONFIG, with @REVISION or without"
+        )
     for name in (owner, *rest):  # datasets would take a path
-        plain_name(name, f"data.source: {where}")
+        plain_name(name, what)
+    plain_revision(revision or None, what)
     return (f"{owner}/{rest[0]}", *rest[1:])
+
+
+def hub_revision(where: str) -> str | None:
+    """The revision that such a place names; the newest one by default."""
+    return where.partition("@")[2] or None
 
 
 def split_files(place: Path, split: Split) -> list[Path]:

@@ -143,32 +143,46 @@ def test_parquet_without_rows_or_without_an_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "asked", "advice"),
+    ("data", "asked", "revision", "advice"),
     [
-        (ArcEasy(), ("allenai/ai2_arc", "ARC-Easy", "train"), "use source: packaged or a folder of files"),
-        (Mmlu(), ("cais/mmlu", "all", "dev"), "use a folder of files"),
-        (Mmlu(source="hub:my/mmlu/all"), ("my/mmlu", "all", "dev"), "use a folder of files"),
-        (JsonlInstruction(source="hub:my/rows"), ("my/rows", "train"), "cut one with data.test_rows, or use a folder"),
+        (ArcEasy(), ("allenai/ai2_arc", "ARC-Easy", "train"), None, "use source: packaged or a folder of files"),
+        (Mmlu(), ("cais/mmlu", "all", "dev"), None, "use a folder of files"),
+        (Mmlu(source="hub:my/mmlu/all"), ("my/mmlu", "all", "dev"), None, "use a folder of files"),
+        (
+            JsonlInstruction(source="hub:my/rows"),
+            ("my/rows", "train"),
+            None,
+            "cut one with data.test_rows, or use a folder",
+        ),
+        (ArcEasy(source="hub:my/arc@0815abc"), ("my/arc", "train"), "0815abc", "use source: packaged or a folder"),
+        (Mmlu(source="hub:my/mmlu/all@refs/pr/1"), ("my/mmlu", "all", "dev"), "refs/pr/1", "use a folder of files"),
     ],
-    ids=["a benchmark", "another name of a split", "a copy of it", "rows of one's own"],
+    ids=["a benchmark", "another name of a split", "a copy of it", "rows of one's own", "a commit", "a request"],
 )
 def test_what_is_asked_of_the_hub(
-    data: AnswerDataModule, asked: tuple[str, ...], advice: str, monkeypatch: pytest.MonkeyPatch
+    data: AnswerDataModule,
+    asked: tuple[str, ...],
+    revision: str | None,
+    advice: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls: list[tuple[str, ...]] = []
+    calls: list[tuple[str | None, ...]] = []
 
-    def load(*names: str, split: str) -> datasets.Dataset:
-        calls.append((*names, split))
+    def load(*names: str, split: str, revision: str | None) -> datasets.Dataset:
+        calls.append((*names, split, revision))
         raise ConnectionError("no way\nthere")
 
     monkeypatch.setattr(sources, "load_dataset", load)
     message = refusal(lambda: data.raw("train"))
-    assert calls == [asked]
-    assert message.startswith(f"data.source: cannot load {'/'.join(asked[:-1])} [{asked[-1]}] from the hub: no way; ")
+    assert calls == [(*asked, revision)]
+    at = f"@{revision}" if revision else ""
+    assert message.startswith(f"data.source: cannot load {'/'.join(asked[:-1])}{at} [{asked[-1]}] from the hub: no way")
+    if data.source != "hub":
+        data.check_source()
     assert advice in message
 
 
-@pytest.mark.parametrize("where", ["hub:", "hub:owner", "hub:/name", "hub:owner/"])
+@pytest.mark.parametrize("where", ["hub:", "hub:owner", "hub:/name", "hub:owner/", "hub:a/b@", "hub:a@main/b"])
 def test_places_on_the_hub_that_are_none(where: str) -> None:
     for ask in (ArcEasy(source=where).check_source, lambda: ArcEasy(source=where).raw("train")):
         assert f"data.source: {where} names no dataset; write hub:OWNER/NAME" in refusal(ask)

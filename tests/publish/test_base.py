@@ -103,6 +103,8 @@ def test_rows_are_those_that_were_read() -> None:
     (original,) = rows_of(data("flexora.JsonlMultipleChoice", "hub:allenai/ai2_arc/ARC-Easy"))
     assert original.share_alike
     assert not original.official  # another prompt
+    (pinned,) = rows_of(data("flexora.JsonlMultipleChoice", "hub:allenai/ai2_arc/ARC-Easy@v1.0"))
+    assert pinned == original
     # A folder may hold any rows: they are not called the benchmark's.
     (folder,) = rows_of(data("flexora.RaceHigh", "rows"))
     assert folder.dataset is None

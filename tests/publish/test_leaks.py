@@ -40,6 +40,8 @@ def test_found(text: str) -> None:
         "https://huggingface.co/datasets/allenai/ai2_arc",
         "[arc](https://huggingface.co/datasets/allenai/ai2_arc)",
         "hub:allenai/ai2_arc/ARC-Easy",
+        "hub:allenai/ai2_arc/ARC-Easy@v1.0",
+        "hub:allenai/ai2_arc@refs/pr/1",
         "hf:me/arc@v1.0",
         "zoo:llama-3-8b/hellaswag/samples-1000",
         "</td></tr>",

@@ -70,6 +70,8 @@ def test_revisions(revision: str) -> None:
     for read in (hub_selection, hub_adapter):
         with pytest.raises(FlexoraError, match=r"is no branch, tag or commit|names no repository"):
             read(f"hf:me/model@{revision}")
+    with pytest.raises(FlexoraError, match=r"^data.source: .*(is no branch, tag or commit|names no dataset)"):
+        hub_names(f"hub:me/rows/part@{revision}")
     assert plain_revision("refs/pr/1", "") == "refs/pr/1"
 
 
