@@ -44,6 +44,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         max_tokens_per_batch: Most tokens of one forward pass of the fine-tune, padding included, so that long rows go
             together in fewer; any number by default. The search draws ``search.batch_size`` rows whatever their length.
         evaluate_tokens: Tokens of one forward pass in evaluation, padding included; it decides speed and memory alone.
+            Eight times as many where answers are generated.
         validation_rows: Rows held out of the train split.
         train_rows: Rows to train on; all that remain by default.
         evaluate_rows: Rows of the reported split to evaluate, drawn by ``split_seed``; all by default.

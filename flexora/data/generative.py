@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Stands for an answer that is not known.
 UNKNOWN = " ?"
+#: Tokens that are written in one batch, prompts included, for each one of ``evaluate_tokens``.
+WRITTEN = 8
 
 
 class PromptBatch(TypedDict):
@@ -43,6 +45,11 @@ class PromptBatch(TypedDict):
 
 class GenerativeDataModule(AnswerDataModule):
     """Rows with one answer in free text.
+
+    Answers are generated for eight times ``evaluate_tokens`` at a time, prompts and the room for their answers
+    included (16,384 by default: a dozen GSM8K prompts with five examples, where ``evaluate_tokens`` alone would hold
+    one). Each step reads all weights for one token of each row, so that rows are nearly free, and the language-model
+    head, which decides how many tokens a forward pass with a loss can have, runs on that one token alone.
 
     Args:
         max_new_tokens: Longest generated answer, in tokens.
@@ -119,7 +126,8 @@ class GenerativeDataModule(AnswerDataModule):
     def prompt_loader(self, data: Dataset) -> DataLoader[PromptBatch]:
         """A loader of prompts, the longest first."""
         lengths = [starts[0] + self.max_new_tokens for starts in data["starts"]]
-        return loader(Prompts(data), self.share.of(length_batches(lengths, max_tokens=self.evaluate_tokens)))
+        batches = length_batches(lengths, max_tokens=WRITTEN * self.evaluate_tokens)
+        return loader(Prompts(data), self.share.of(batches))
 
     @cached_property
     def answers(self) -> list[str]:

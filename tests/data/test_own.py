@@ -169,6 +169,20 @@ def test_prompts_leave_room_for_an_answer_whatever_the_right_one_has(
         _ = JsonlInstruction(chatty, max_new_tokens=32, **settings).reported_set
 
 
+def test_many_long_prompts_are_answered_together(tmp_path: Path, chatty: Backbone) -> None:
+    """A generated token costs little more in a dozen rows than in one; a loss on all of them would cost its logits."""
+    write_jsonl(tmp_path / "test.jsonl", [{"prompt": "x" * (1000 + n), "response": "y"} for n in range(30)])
+    settings: dict[str, Any] = {"source": str(tmp_path), "exact_match": True, "max_length": 2048}
+    for evaluate_tokens, sizes in ((2048, [12, 12, 6]), (200, [1] * 30)):
+        data = JsonlInstruction(chatty, evaluate_tokens=evaluate_tokens, **settings)
+        answers, prompts = data.test_dataloader()
+        batches = list(prompts)
+        assert [len(batch["prompts"]) for batch in batches] == sizes
+        assert sorted(row for batch in batches for row in batch["rows"].tolist()) == list(range(30))
+        assert all(batch["input_ids"].shape[0] <= max(1, evaluate_tokens // 1000) for batch in answers)
+    assert JsonlInstruction(chatty).evaluate_tokens == 2048
+
+
 def test_generated_and_right_answers_end_where_the_template_ends_a_turn(tmp_path: Path) -> None:
     model = Backbone(
         str(save_model(tmp_path / "ended", "llama", chat_template=CHAT_TEMPLATE.replace("<eos>", "\n### End\n")))
