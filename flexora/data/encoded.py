@@ -15,10 +15,11 @@ from flexora.backbone.loading import Backbone
 from flexora.data.batching import permutation
 from flexora.data.fingerprint import code_fingerprint
 from flexora.data.hygiene import tell_cut, usable_rows
+from flexora.data.json_rows import LINE, is_array
 from flexora.data.prompts import require_chat_template
 from flexora.data.question import Pairs, PromptForm
 from flexora.data.reading import FEATURES, Examples, Reader, encode_rows, example_rows, read_row, said_keys
-from flexora.data.sources import HUB_PREFIX, LINE, Row, Source, Split, hub_names, require_place
+from flexora.data.sources import HUB_PREFIX, Row, Source, Split, hub_names, require_place, split_files
 from flexora.errors import FlexoraError, require_at_least
 from flexora.places import own_path
 
@@ -156,8 +157,9 @@ class EncodedDataModule(L.LightningDataModule, ABC):
 
     @property
     def unit(self) -> str:
-        """What messages count: lines of the user's files, or rows."""
-        return "line" if self._is_local else "row"
+        """What messages count: lines of the user's JSON-lines files, or rows."""
+        files = split_files(own_path(self.source, "data.source"), "train") if self._is_local else []
+        return "line" if any(file.suffix != ".parquet" and not is_array(file) for file in files) else "row"
 
     def check_source(self) -> None:
         """Find out without loading a row whether a local source can be read.
@@ -235,7 +237,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
             features=FEATURES,
             desc=f"Encoding {place}",
         )
-        unit = "line" if LINE in raw.column_names else self.unit  # new rows come from a file, whatever the source
+        unit = "line" if LINE in raw.column_names else "row"
         usable = usable_rows(encoded, place, unit, skip=self.bad_rows == "skip")
         tell_cut(usable, place, self.max_length, room)
         return usable

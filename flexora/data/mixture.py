@@ -89,6 +89,11 @@ class CommonsenseMixture(AnswerDataModule):
             for member in self.members
         ]
 
+    @property
+    def unit(self) -> str:
+        """What messages count: lines, where all benchmarks come as JSON lines, or rows."""
+        return "line" if all(part.unit == "line" for part in self.parts) else "row"
+
     def reader(self) -> Reader:
         """There is none.
 

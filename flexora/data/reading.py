@@ -13,9 +13,10 @@ from flexora.data.batch import answer_tokens, packed_length
 from flexora.data.chat import Conversation, Message, encode_conversation, write_conversation
 from flexora.data.encoding import EncodedQuestion, Tokens, encode, texts_of, tokenize
 from flexora.data.hygiene import text_key
+from flexora.data.json_rows import ITEM, LINE, as_row
 from flexora.data.prompts import as_chat, as_messages, with_examples
 from flexora.data.question import Pairs
-from flexora.data.sources import LINE, Row, as_row
+from flexora.data.sources import Row
 from flexora.errors import FlexoraError, shown
 
 if TYPE_CHECKING:
@@ -96,8 +97,9 @@ def encode_rows(
         code: There for the cache's key alone.
 
     Returns:
-        Columns of :class:`EncodedQuestion`; the lengths that batching needs; the row's ``line`` (1-based); hashes of
-        what is ``asked`` and ``said``; and ``problem``, which is empty where the row can be used.
+        Columns of :class:`EncodedQuestion`; the lengths that batching needs; the row's ``line`` (of its file, or its
+        number; 1-based); hashes of what is ``asked`` and ``said``; and ``problem``, which is empty where the row can be
+        used.
     """
     names = list(batch)
     rows = [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
@@ -117,7 +119,7 @@ def encode_rows(
         encoded = (
             EMPTY | {"problem": one} if isinstance(one, str) else _encoded(*one, tokenizer, max_length, tokens, room)
         )
-        encoded["line"] = row.get(LINE, index + 1)
+        encoded["line"] = row.get(LINE) or row.get(ITEM) or index + 1
         for name, column in columns.items():
             column.append(encoded[name])
     return columns

