@@ -204,8 +204,9 @@ class JsonlInstruction(OwnRows, GenerativeDataModule):
     """Instructions of your own: ``prompt`` and ``response``, or ``messages`` of a chat; the loss is on responses alone.
 
     Args:
-        messages: Rows are chats: lists of ``role`` and ``content``, written by the tokenizer's chat template. Every
-            turn of the assistant is trained on, and the evaluation asks for the last.
+        messages: Rows are chats: lists of ``role`` and ``content``, or of ShareGPT's ``from`` and ``value``, written by
+            the tokenizer's chat template. Every turn of the assistant is trained on, and the evaluation asks for the
+            last.
         separator: What stands between prompt and response where no chat template is used.
         exact_match: Generate answers in the evaluation, and count those that equal the response; else the loss is what
             is reported.

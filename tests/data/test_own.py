@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from flexora.backbone.loading import Backbone
 from flexora.data.batch import collate
+from flexora.data.chat import read_messages
 from flexora.data.generative import until
 from flexora.data.own import JsonlInstruction, JsonlMultipleChoice, choice_index
 from flexora.errors import FlexoraError
@@ -196,6 +198,53 @@ def test_generated_and_right_answers_end_where_the_template_ends_a_turn(tmp_path
 
 def turns(*contents: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[number % 2], "content": content} for number, content in enumerate(contents)]
+
+
+def sharegpt(*contents: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[number % 2], "value": content} for number, content in enumerate(contents)]
+
+
+def test_turns_of_sharegpt_give_the_same_tokens(tmp_path: Path, chatty: Backbone) -> None:
+    said = ("one?", "1", "two?", "22")
+    system = [{"from": "system", "value": "Be brief."}], [{"role": "system", "content": "Be brief."}]
+    write_jsonl(tmp_path / "train.jsonl", [{"c": sharegpt(*said)}, {"c": [*system[0], *sharegpt(*said)]}])
+    write_jsonl(tmp_path / "test.jsonl", [{"c": turns(*said)}, {"c": [*system[1], *turns(*said)]}])
+    data = JsonlInstruction(chatty, source=str(tmp_path), messages=True, columns={"messages": "c"})
+    theirs, ours = data.rows("train"), data.rows("test", reported=False)
+    assert theirs.to_list() == ours.to_list()
+    assert scored_text(data, theirs[1])[0].startswith("<system>Be brief.<eos><user>one?<eos><assistant>1<eos>")
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([{"from": "human"}], "turn 1 has no content in words"),
+        ([{"value": "a"}], "turn 1 has no role in words"),
+        ([{"from": ["gpt"], "value": "a"}], "turn 1 has no role in words"),
+        ([*sharegpt("a"), {"from": "gpt", "value": " "}], "turn 2: the answer is empty"),
+        (sharegpt("a", "b", "c"), "the last turn is the user's, not the assistant's"),
+    ],
+)
+def test_turns_of_sharegpt_that_are_none(messages: Any, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        read_messages(messages)
+
+
+def test_a_file_of_one_array_is_cut_and_its_items_keep_their_numbers(tmp_path: Path, chatty: Backbone) -> None:
+    rows: list[Any] = choice_rows(12)
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(rows, indent=1))
+    settings: dict[str, Any] = {"source": str(file), "columns": COLUMNS, "validation_rows": 3, "test_rows": 4}
+    data = JsonlMultipleChoice(chatty, **settings)
+    parts = [data.train_set, data.validation_set, data.reported_set]
+    assert [len(part) for part in parts] == [5, 3, 4]
+    assert sorted(number for part in parts for number in part["line"]) == list(range(1, 13))
+    texts = [str(data.tokenizer.decode(ids[0])) for part in parts for ids in part["sequences"]]
+    assert [int(text.split()[1].rstrip("?")) for text in texts] == [n - 1 for part in parts for n in part["line"]]
+    for spoilt in data.train_set["line"][0], data.reported_set["line"][0]:
+        file.write_text(json.dumps([row | {"label": "?"} if n == spoilt else row for n, row in enumerate(rows, 1)]))
+        with pytest.raises(FlexoraError, match=rf"cannot be used \(row {spoilt}: answer '\?' is neither"):
+            _ = (bad := JsonlMultipleChoice(chatty, **settings)).reported_set, bad.train_set
 
 
 def test_every_turn_of_the_assistant_is_trained_on_and_the_last_is_reported(tmp_path: Path, chatty: Backbone) -> None:
