@@ -82,7 +82,8 @@ def encode(
     Context and continuation are tokenised together and the continuation is what follows the context's own tokens, so
     that merges across the border fall to the continuation. Spaces at the end of a context move to the continuation.
     Where the model writes the answer itself, or a chat template has opened its turn, a context keeps its spaces (such
-    as the line feed behind ``assistant``) and its own tokens, for that is what the model is then given.
+    as the line feed behind ``assistant``) and its own tokens, for that is what the model is then given; the harness
+    scores such a line feed with each choice.
 
     Args:
         row: The pairs.

@@ -27,7 +27,7 @@ def _official(document: Row) -> Row:
 
 
 def _guarded(text: str) -> str:
-    """A text that :func:`_clean` turns into this one."""
+    """A text that :func:`_clean` turns into this one, of the wheel: without brackets and spaces at its end."""
     doubled = text.replace("  ", "    ")
     return f"[step]{doubled}" if text[:1] == " " else doubled
 

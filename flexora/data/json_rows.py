@@ -1,15 +1,18 @@
-"""Rows in files of JSON: one a line, or the items of an array. One that cannot be read spoils no other."""
+"""Rows in files of JSON: one a line, where one that cannot be read spoils no other, or the items of an array."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Value
+from datasets.exceptions import DatasetGenerationError
 
 from flexora.data.fingerprint import code_fingerprint
 from flexora.errors import FlexoraError, first_line
@@ -35,17 +38,21 @@ def load_lines(file: Path, option: str = "data.source") -> Dataset:
     try:
         array = is_array(file)
         with file.open("rb") as lines:
-            if not (_items(file) if array else any(line.strip() for line in lines)):
+            start = next((line.strip() for line in lines if line.strip()), b"")
+            beginning = re.sub(rb"\s", b"", b"".join([start, *islice(lines, 8)])).removeprefix(BOM_UTF8)
+            if not start or (array and beginning == b"[]"):
                 raise FlexoraError(f"{option}: {file} holds no row; add rows or name another file")
             lines.seek(0)
             arguments = {"file": str(file), "content": hashlib.file_digest(lines, "sha256").hexdigest()}
     except OSError as error:
         raise FlexoraError(f"{option}: cannot read {file}: {error}; name another file") from error
-    except (RecursionError, ValueError) as error:
-        raise FlexoraError(f"{option}: {file} is no JSON array: {first_line(error)}; mend it") from error
     rows, number = (_array, ITEM) if array else (_lines, LINE)
     arguments["code"] = code_fingerprint(rows)
-    return generated(rows, arguments, features=Features({number: Value("int64"), TEXT: Value("binary")}))
+    try:
+        return generated(rows, arguments, features=Features({number: Value("int64"), TEXT: Value("binary")}))
+    except DatasetGenerationError as error:
+        reason = first_line(error.__cause__ or error)
+        raise FlexoraError(f"{option}: {file} is no JSON array: {reason}; mend it") from error
 
 
 def is_array(file: Path) -> bool:
@@ -103,18 +110,7 @@ def _lines(file: str, content: str, code: str) -> Iterator[dict[str, Any]]:
                 yield {LINE: number, TEXT: line}
 
 
-def _items(file: Path) -> list[Any]:
-    """The items of a JSON array.
-
-    Raises:
-        ValueError: If the file is not JSON.
-        RecursionError: If it is nested too deeply.
-    """
-    items: list[Any] = json.loads(file.read_bytes())
-    return items
-
-
 def _array(file: str, content: str, code: str) -> Iterator[dict[str, Any]]:
     """Yield every item, as a line of its own would say it; the other arguments are there for the cache's key alone."""
-    for number, item in enumerate(_items(Path(file)), start=1):
+    for number, item in enumerate(json.loads(Path(file).read_bytes()), start=1):
         yield {ITEM: number, TEXT: json.dumps(item).encode()}

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from flexora.data.chat import DATE
 from flexora.data.datamodule import AnswerDataModule
 from flexora.report.terminal import escaped_markdown
 from flexora.trust import known_class
@@ -15,13 +16,16 @@ from flexora.trust import known_class
 _ASKED = {
     "choices": "The model says which choice makes `{answer}` likeliest behind the rest.",
     "letters": "The model says which letter is likeliest as `{answer}` behind the rest; every choice has its line.",
-    "text": "The model writes `{answer}` behind the rest, and ends it with its end of text.",
+    "text": "The model writes `{answer}` behind the rest, and ends it.",
 }
 _CHAT = (
     "The tokenizer's chat template writes the turns: `apply_chat_template`, with `add_generation_prompt=True` for the "
-    "rest."
+    f"rest; a template that names the day was given {DATE}."
 )
-_CHATS = "Rows are chats, written by the tokenizer's chat template; the assistant's turns are the answers."
+_CHATS = (
+    "Rows are chats, written by the tokenizer's chat template; the assistant's turns are the answers. A template that "
+    f"names the day was given {DATE}."
+)
 
 
 def prompt_lines(data: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from flexora.data import benchmarks
 from flexora.data.mixture import CommonsenseMixture
-from flexora.data.sources import HUB_PREFIX, Source, hub_names
+from flexora.data.sources import HUB_PREFIX, Source, hub_names, hub_revision
 from flexora.trust import known_class
 
 SHARE_ALIKE = "-SA-"
@@ -74,7 +74,8 @@ def _rows(data_class: Any, name: str, source: str) -> Rows:
         licence = "the author's own"
     configuration = dataset[1] if dataset and len(dataset) > 1 else None
     task = getattr(data_class, "referee", None) or configuration or "default"
-    official = dataset is not None and dataset == benchmark.hub
+    # The hub files a score under the dataset as it is today.
+    official = dataset is not None and dataset == benchmark.hub and hub_revision(source) is None
     return Rows(name, dataset[0] if dataset else None, configuration, task, licence, official)
 
 

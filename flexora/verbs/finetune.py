@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
             )
         if not files.validated:
             Console().print(
-                "finetune: nothing was validated (limit_val_batches), so the adapter is that of the last step",
+                "finetune: nothing was validated, so the adapter is that of the last step",
                 soft_wrap=True,
             )
         tuned = cast("FinetuneModule", cli.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import lightning as L
 import yaml
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -167,11 +169,14 @@ def _require_processes(trainer: L.Trainer, phase: Phase) -> None:
     Raises:
         FlexoraError: If a launcher has started another number of processes.
     """
-    wanted = trainer.num_devices * trainer.num_nodes
-    if trainer.world_size != wanted:
+    wanted, started = trainer.num_devices * trainer.num_nodes, trainer.world_size
+    if wanted > 1 and isinstance(getattr(trainer.strategy, "cluster_environment", None), SLURMEnvironment):
+        # The job may have tasks enough, and only srun starts them; without it this one would wait for the others.
+        started = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if started != wanted:
         raise FlexoraError(
             f"{phase}: trainer.devices and num_nodes ask for {wanted} processes, but the launcher started "
-            f"{trainer.world_size}; under SLURM call srun --ntasks-per-node={trainer.num_devices} flexora {phase}"
+            f"{started}; under SLURM call srun --ntasks-per-node={trainer.num_devices} flexora {phase}"
         )
 
 

@@ -66,6 +66,11 @@ UNDECISIVE_TRAINER = {
     *("use_distributed_sampler", "detect_anomaly", "inference_mode", "barebones", "benchmark", "deterministic"),
     *("limit_test_batches", "limit_predict_batches", "enable_autolog_hparams", "model_registry"),
 }
+#: Those that the fine-tune alone follows: search and evaluation know their own ends, and the search its own steps.
+FINETUNE_TRAINER = {
+    *("max_epochs", "max_steps", "min_epochs", "min_steps", "accumulate_grad_batches", "gradient_clip_val"),
+    *("gradient_clip_algorithm", "val_check_interval", "check_val_every_n_epoch", "limit_val_batches"),
+}
 #: Lightning's callbacks that only look on.
 ONLOOKERS = {
     *("DeviceStatsMonitor", "LearningRateMonitor", "ModelSummary", "RichModelSummary"),
@@ -248,24 +253,23 @@ def run_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _require_effect(verb: str, arguments: Sequence[str], sections: dict[str, Any]) -> None:
-    """Refuse a flag of the shared trainer that a phase's own setting of the same name would make void.
+    """Refuse a flag of the shared trainer that the phases' own settings of the same name make void.
 
     Raises:
-        FlexoraError: If there is one, and no flag of the phase beside it.
+        FlexoraError: If there is one that no phase of the command follows, and no flag of a phase beside it.
     """
     given = {argument.partition("=")[0].rstrip("+") for argument in arguments}
-    phases = (verb,) if verb in get_args(Phase) else get_args(Phase)
-    for name in sections["trainer"]:
-        if f"--trainer.{name}" not in given:
-            continue
-        for phase in phases:
-            own = sections[phase]["trainer"].get(name, sections["trainer"][name])
-            flags = {f"--{phase}.trainer", f"--{phase}.trainer.{name}"}
-            if own != sections["trainer"][name] and flags.isdisjoint(given):
-                raise FlexoraError(
-                    f"--trainer.{name}: the recipe's {phase}.trainer.{name} {own} stands in its place; give "
-                    f"--{phase}.trainer.{name}"
-                )
+    ran = {verb} & set(get_args(Phase)) or set(get_args(Phase))
+    for name, shared in sections["trainer"].items():
+        phases = ran & {"finetune"} if name in FINETUNE_TRAINER else ran
+        own = {phase: sections[phase]["trainer"].get(name, shared) for phase in sorted(phases)}
+        flags = {f"--{phase}.trainer{part}" for phase in own for part in ("", f".{name}")}
+        if f"--trainer.{name}" in given and own and shared not in own.values() and flags.isdisjoint(given):
+            phase, value = next(iter(own.items()))
+            raise FlexoraError(
+                f"--trainer.{name}: the recipe's {phase}.trainer.{name} {value} stands in its place; give "
+                f"--{phase}.trainer.{name}"
+            )
 
 
 def _decisive_trainer(trainer: dict[str, Any], phase: Phase) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def test_the_card_shows_the_prompt(run_dir: Path) -> None:
         ),
         ("JsonlMultipleChoice", {"template": "Q: {stem} A:"}, "Q: {prompt} A: {choice}", "which choice makes"),
         ("JsonlInstruction", {"separator": "\n##\n"}, "{prompt}\n##\n{response}", 'writes `"{response}"` behind'),
-        ("Gsm8k", {}, "Question: {question}\nAnswer: {steps}\n#### {number}", "ends it with its end of text"),
+        ("Gsm8k", {}, "Question: {question}\nAnswer: {steps}\n#### {number}", ", and ends it"),
         (
             "Piqa",
             {"chat_template": True},
@@ -63,7 +63,8 @@ def test_a_mixture_has_a_prompt_for_every_benchmark_that_it_trains_on() -> None:
 
 def test_what_has_no_form() -> None:
     assert lines("JsonlInstruction", messages=True) == [
-        "Rows are chats, written by the tokenizer's chat template; the assistant's turns are the answers."
+        "Rows are chats, written by the tokenizer's chat template; the assistant's turns are the answers. A template "
+        "that names the day was given 26 Jul 2024."
     ]
     assert lines("Nothing") == ["What prompts look like, flexora.Nothing alone knows."]
     assert lines("ArcEasy", setting_of_another_version=1) == ["What prompts look like, flexora.ArcEasy alone knows."]

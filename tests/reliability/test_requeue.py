@@ -85,7 +85,7 @@ def start_tasks(command: list[str], slurm: dict[str, str], printed: list[Path], 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         joint = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    joint |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    joint |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_NUM_TASKS": "2"}
     return [
         start_command(
             command,

@@ -140,10 +140,15 @@ def test_loggers_get_the_recipe_without_its_secrets(
     assert logged(tmp_path / "out" / "finetune")["finetune"]["selection"] == "0"
 
 
+@pytest.mark.parametrize("tasks", ["1", "2"])  # a job of two tasks has one process too, until srun starts them
 def test_one_process_of_slurms_for_several_devices_is_refused(
-    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tasks: str,
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    for name, value in STEP.items():
+    for name, value in (STEP | {"SLURM_NTASKS": tasks, "SLURM_NTASKS_PER_NODE": tasks}).items():
         monkeypatch.setenv(name, value)
     flags = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
     line = failing(["search", "--config", str(recipe()), *flags], capfd)
