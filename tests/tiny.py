@@ -165,6 +165,7 @@ trainer: {{accelerator: cpu, devices: 1, enable_progress_bar: false}}
 search:
   outer_steps: 3
   inner_steps: 2
+  estimator: Unrolled
   batch_size: 4
   accumulate: 2
   checkpoint_every: 1

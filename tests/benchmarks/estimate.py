@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from flexora import Backbone, FinetuneModule, SearchModule
+from flexora import Backbone, FinetuneModule, SearchModule, Unrolled
 from flexora.data.batch import Batch
 from flexora.data.bilevel import OuterBatch
 from flexora.estimate.batches import assumed_batch
@@ -71,7 +71,9 @@ def estimate(case: Case) -> Memory:
     """What flexora says before anything is loaded."""
     backbone, adapter = Sketch(**case.backbone), LoraConfig(r=8, lora_alpha=16)
     if case.phase == "search":
-        return rehearse_search(SearchModule(backbone, adapter, inner_steps=2), case.outer(0), case.precision)
+        return rehearse_search(
+            SearchModule(backbone, adapter, inner_steps=2, estimator=Unrolled()), case.outer(0), case.precision
+        )
     rehearse = rehearse_finetune if case.phase == "finetune" else rehearse_evaluation
     return rehearse(FinetuneModule(backbone, adapter), case.batch, case.precision)
 
@@ -91,7 +93,7 @@ def run(case: Case) -> int:
     batches = [case.outer(number) for number in range(2)] if case.phase == "search" else [case.batch] * 3
     loader = DataLoader(batches, batch_size=None)
     modules = {
-        "search": SearchModule(backbone, adapter, outer_steps=2, inner_steps=2),
+        "search": SearchModule(backbone, adapter, outer_steps=2, inner_steps=2, estimator=Unrolled()),
         "finetune": FinetuneModule(backbone, adapter),
         "evaluate": ScoreModule(backbone),
     }

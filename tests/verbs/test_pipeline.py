@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -195,13 +196,15 @@ def test_print_config_resolves_the_recipe(recipe: Callable[..., Path], capsys: p
     assert "outer_steps: 7" in shown
     assert "max_length: 64" in shown
     assert "use_rslora: false" in shown
-    for name in (
-        "FirstOrder",
-        "AdamW",
-        "Positive",
-        "weight_decay: 0.0",
-    ):  # the defaults of the search, with their settings
+    for name in ("Unrolled", "product: finite_difference", "AdamW", "weight_decay: 0.0", "Positive"):
         assert name in shown
+
+
+def test_print_config_shows_defaults_with_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "--data=ArcEasy", "--print_config"]) == 0
+    search = yaml.safe_load(capsys.readouterr().out)["search"]
+    assert search["estimator"] == {"class_path": "flexora.FirstOrder", "init_args": {"official": False}}
+    assert search["rule"]["class_path"] == "flexora.Positive"
 
 
 def test_settings_that_a_phase_ignores_do_not_bind_it(recipe: Callable[..., Path], tmp_path: Path) -> None:
