@@ -26,7 +26,7 @@ class SelectionRule(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Name and parameters, for ``selection.json``."""
-        return {"name": type(self).__name__, **vars(self)}
+        return {"name": type(self).__name__, **{name: value for name, value in vars(self).items() if value is not None}}
 
 
 def ranked(alpha: Sequence[float]) -> list[int]:
@@ -84,20 +84,26 @@ class Budget(SelectionRule):
 
     Args:
         parameters: Largest number of adapter parameters.
+        share: Or their largest share of those of an adapter on all units, above 0 and at most 1.
     """
 
-    def __init__(self, parameters: int) -> None:
+    def __init__(self, parameters: int | None = None, share: float | None = None) -> None:
+        if (parameters is None) == (share is None):
+            raise FlexoraError("search.rule: Budget needs either parameters or share, a number or a part of them all")
+        if share is not None and not 0 < share <= 1:
+            raise FlexoraError(f"search.rule.share: {share} must be above 0 and at most 1")
         self.parameters = parameters
+        self.share = share
 
     def __call__(self, alpha: Sequence[float], parameters: Sequence[int]) -> list[int]:
         """The best units within the budget."""
-        left, chosen = self.parameters, []
+        left = int((self.share or 0.0) * sum(parameters)) if self.parameters is None else self.parameters
+        chosen = []
         for unit in ranked(alpha):
             if parameters[unit] <= left:
                 chosen.append(unit)
                 left -= parameters[unit]
         if not chosen:
-            raise FlexoraError(
-                f"search.rule.parameters: {self.parameters} is too small; the smallest choice needs {min(parameters)}"
-            )
+            given = f"share: {self.share}" if self.parameters is None else f"parameters: {self.parameters}"
+            raise FlexoraError(f"search.rule.{given} is too small; the smallest choice needs {min(parameters)}")
         return sorted(chosen)

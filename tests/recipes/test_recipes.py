@@ -136,6 +136,16 @@ def test_sharding_stacks_on_a_recipe() -> None:
     assert stacked.sections["finetune"] == alone | {"trainer": {**alone["trainer"], "strategy": "fsdp2", "devices": 4}}
 
 
+def test_gates_of_modules_stack_on_a_recipe() -> None:
+    name = "llama/llama-3-8b/arc_easy"
+    files = [find_recipe(name).path, find_recipe(name).path.parents[2] / "_shared" / "modules.yaml"]
+    stacked, alone = Recipe("run", [f"--config={file}" for file in files]).sections, parsed(name)
+    adapter = {"target_modules": "all-linear", "r": 2, "lora_alpha": 4}
+    assert stacked["adapter"]["init_args"] == alone["adapter"]["init_args"] | adapter
+    rule = {"class_path": "flexora.Budget", "init_args": {"parameters": None, "share": 0.38}}
+    assert stacked["search"] == alone["search"] | {"gates": "module", "rule": rule}
+
+
 def test_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "show", "demo"]) == 0
     assert capsys.readouterr().out == find_recipe("demo").path.read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from flexora.errors import FlexoraError
@@ -20,6 +22,8 @@ ALPHA = [0.3, -0.2, 0.0, 0.9, 0.1]
         (TopK(5), [0, 1, 2, 3, 4]),
         (Budget(250), [0, 3]),
         (Budget(10_000), [0, 1, 2, 3, 4]),
+        (Budget(share=0.5), [0, 3]),
+        (Budget(share=1.0), [0, 1, 2, 3, 4]),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, SelectionRule) else "",
 )
@@ -41,7 +45,13 @@ def test_no_rule_chooses_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "message"), [(TopK(6), "the model has 5"), (Budget(99), "smallest choice needs 100")], ids=["k", "budget"]
+    ("rule", "message"),
+    [
+        (TopK(6), "the model has 5"),
+        (Budget(99), r"rule.parameters: 99 is too small; the smallest choice needs 100"),
+        (Budget(share=0.1), r"rule.share: 0.1 is too small; the smallest choice needs 100"),
+    ],
+    ids=["k", "budget", "share"],
 )
 def test_rules_that_cannot_be_met(rule: SelectionRule, message: str) -> None:
     with pytest.raises(FlexoraError, match=message):
@@ -51,3 +61,22 @@ def test_rules_that_cannot_be_met(rule: SelectionRule, message: str) -> None:
 def test_top_k_of_nothing_is_refused() -> None:
     with pytest.raises(FlexoraError, match="choose at least 1"):
         TopK(0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "either parameters or share"),
+        ({"parameters": 5, "share": 0.5}, "either parameters or share"),
+        ({"share": 0.0}, "share: 0.0 must be above 0 and at most 1"),
+        ({"share": 1.1}, "share: 1.1 must be above 0 and at most 1"),
+    ],
+)
+def test_a_budget_is_a_number_or_a_share(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(FlexoraError, match=message):
+        Budget(**settings)
+
+
+def test_what_is_not_set_is_not_described() -> None:
+    assert Budget(5).describe() == {"name": "Budget", "parameters": 5}
+    assert Budget(share=0.5).describe() == {"name": "Budget", "share": 0.5}
