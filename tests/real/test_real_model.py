@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a search and a fine-tune of the demo recipe, cut short."""
     out = tmp_path_factory.mktemp("real")
     cut = ["--config", str(RECIPE), f"--output_dir={out}", "--data.train_rows=48", "--data.validation_rows=16"]
-    short = ["--search.outer_steps=2", "--search.batch_size=4", "--search.check_every=2"]
+    short = ["--search.outer_steps=2", "--search.batch_size=4", "--search.check_every=2", "--search.estimator=Unrolled"]
     assert main(["search", *cut, *short]) == 0
     assert main(["finetune", *cut, "--data.batch_size=8"]) == 0
     return out
