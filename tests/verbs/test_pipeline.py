@@ -208,7 +208,7 @@ def test_print_config_shows_defaults_with_their_settings(capsys: pytest.CaptureF
 
 
 def test_settings_that_a_phase_ignores_do_not_bind_it(recipe: Callable[..., Path], tmp_path: Path) -> None:
-    parsed = [Recipe("run", ["--config", str(recipe()), *flags]) for flags in ([], ["--trainer.max_epochs=3"])]
+    parsed = [Recipe("run", ["--config", str(recipe()), *flags]) for flags in ([], ["--trainer.max_steps=3"])]
     assert parsed[0].settings("search") == parsed[1].settings("search")
     assert parsed[0].settings("evaluate") == parsed[1].settings("evaluate")
     changed = Recipe("run", ["--config", str(recipe()), "--finetune.trainer.max_epochs=3"])
