@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flexora.errors import FlexoraError
-from flexora.search.rules import Positive, SelectionRule
-from flexora.search.selection import Selection
+from flexora.search.rules import SelectionRule
+from flexora.search.selection import Selection, Targets
 from flexora.search.units import flatten
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class LayerSelector(ABC):
     looks: bool = False
 
     @abstractmethod
-    def choose(self, task: Task) -> list[int]:
-        """The chosen layers: sorted 0-based indices, at least one."""
+    def choose(self, task: Task) -> list[int] | Targets:
+        """The chosen layers: sorted 0-based indices, at least one; or for each of them the projections to adapt."""
 
     @property
     def needs(self) -> list[str]:
@@ -103,31 +103,35 @@ class AllLayers(LayerSelector):
 
 
 class FromSearch(LayerSelector):
-    """Another rule on the alpha of an arm that has searched, whose LoRA a warm start takes over.
+    """What an arm that has searched chose, or another rule on its alpha; a warm start takes over its LoRA.
 
     Args:
         arm: Name of that arm.
-        rule: The rule; alpha > 0 by default.
+        rule: The other rule, for an arm with a gate for each layer.
     """
 
     def __init__(self, arm: str, rule: SelectionRule | None = None) -> None:
         self.arm = arm
-        self.rule = rule or Positive()
+        self.rule = rule
 
     @property
     def needs(self) -> list[str]:
         """The arm that has searched."""
         return [self.arm]
 
-    def choose(self, task: Task) -> list[int]:
-        """What the rule says of the other arm's alpha.
+    def choose(self, task: Task) -> list[int] | Targets:
+        """The other arm's choice, or what the rule says of its alpha.
 
         Raises:
-            FlexoraError: If that arm has not searched, or has gates for projections.
+            FlexoraError: If that arm has not searched, or a rule is given and it has gates for projections.
         """
         found = task.selections[self.arm]
-        if found.alpha is None or found.projections is not None:
-            raise FlexoraError(f"compare: {self.arm} has no alpha of its layers; name an arm with a layer-wise Search")
+        if found.alpha is None:
+            raise FlexoraError(f"compare: FromSearch: {self.arm} has no alpha; name an arm with Search")
+        if self.rule is None:
+            return found.layers if found.projections is None else found.targets
+        if found.projections is not None:
+            raise FlexoraError(f"compare: FromSearch: {self.arm} has gates of projections; give no rule")
         sizes = (found.search or {}).get("unit_sizes") or [1]
         return self.rule(flatten(found.alpha), [sizes[0]] * found.num_layers)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jsonargparse
 
+import flexora.compare.modules
 import flexora.compare.probes  # noqa: F401 - so that short class names resolve
 from flexora.compare.selectors import LayerSelector, NoLayers
 from flexora.errors import FlexoraError, require_at_least

@@ -95,8 +95,12 @@ def choose(study: Study, trial: Trial) -> Selection:
     needed = {need.arm: chosen_by(study, need) for need in study.needs(trial) if need.arm in arm.layers.needs}
     module, data = _module_and_data(recipe) if arm.layers.looks else (None, None)
     task = Task(config.num_layers, trial.seed, trial.draw, needed, recipe.trainer("finetune"), module, data)
-    text = ",".join(map(str, arm.layers.choose(task)))
+    chosen = arm.layers.choose(task)
+    text = ",".join(map(str, chosen))
     selection = resolve_selection(text, config.name, config.num_layers, recipe.target_modules("finetune"))
+    if isinstance(chosen, dict):
+        among = selection.targets[selection.layers[0]]
+        selection = selection.model_copy(update={"targets": chosen, "projections": among})
     searched = _searched(study, trial)
     if searched and study.run_folder(searched).adapter("search").is_dir():  # a warm start takes it from there
         with new_folder(folder.adapter(CHOICE), replace=True) as place:

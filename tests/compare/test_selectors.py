@@ -71,7 +71,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(FlexoraError, match="needs either k or like"):
         FirstLayers(k=2, like="Flexora")
     bare = FOUND.model_copy(update={"alpha": None})
-    with pytest.raises(FlexoraError, match="Flexora has no alpha of its layers"):
+    with pytest.raises(FlexoraError, match="FromSearch: Flexora has no alpha; name an arm with Search"):
         FromSearch("Flexora").choose(Task(6, 0, 0, {"Flexora": bare}, {}))
 
 
