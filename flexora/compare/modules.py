@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 from flexora.backbone.families import family_of
 from flexora.compare.selectors import LayerSelector, Task
 from flexora.errors import FlexoraError
@@ -13,7 +11,7 @@ from flexora.search.selection import Targets
 
 
 class RandomModules(LayerSelector):
-    """Projections drawn at random among those that an arm's search chose from; others for each seed and draw.
+    """Projections drawn at random among those that an arm's search chose from; others for each trial.
 
     They are drawn until the next one would have more parameters than that arm's adapter has left, as
     :class:`~flexora.search.rules.Budget` takes the best ones.
@@ -54,5 +52,5 @@ class RandomModules(LayerSelector):
         task.module.configure_model()
         sizes = Gates(task.module.peft_model, family_of(found.base.architecture).layers, found.units).parameters
         spent = sum(size for unit, size in zip(found.units, sizes, strict=True) if found.has_chosen(unit))
-        drawn = random.Random(f"{task.seed} {task.draw}")
+        drawn = task.generator()
         return found.units.targets(Budget(spent)([drawn.random() for _ in sizes], sizes), found.projections)

@@ -26,7 +26,8 @@ class Task:
 
     Attributes:
         num_layers: Number of decoder layers n.
-        seed: The trial's seed.
+        benchmark: The trial's benchmark.
+        seed: Its seed.
         draw: Number of the draw, of an arm with several.
         selections: What the arms chose that the selector named in ``needs``, for the same benchmark and seed.
         trainer: Settings of the recipe's trainer, with those of its fine-tune.
@@ -35,12 +36,17 @@ class Task:
     """
 
     num_layers: int
+    benchmark: str
     seed: int
     draw: int
     selections: Mapping[str, Selection]
     trainer: Mapping[str, Any]
     module: FinetuneModule | None = None
     data: AnswerDataModule | None = None
+
+    def generator(self) -> random.Random:
+        """Random numbers of the trial's own: not those of another benchmark, seed or draw."""
+        return random.Random(f"{self.benchmark} {self.seed} {self.draw}")
 
     def new_trainer(self, **settings: Any) -> L.Trainer:
         """A Trainer on the recipe's device, in its precision, that leaves nothing behind."""
@@ -170,12 +176,11 @@ class Counted(LayerSelector):
 
 
 class RandomLayers(Counted):
-    """Layers drawn at random; another choice for each seed and draw."""
+    """Layers drawn at random; another choice for each benchmark, seed and draw."""
 
     def choose(self, task: Task) -> list[int]:
         """A random choice."""
-        drawn = random.Random(f"{task.seed} {task.draw}")
-        return sorted(drawn.sample(range(task.num_layers), self.count(task)))
+        return sorted(task.generator().sample(range(task.num_layers), self.count(task)))
 
 
 class FirstLayers(Counted):

@@ -94,7 +94,8 @@ def choose(study: Study, trial: Trial) -> Selection:
     arm = study.arms[trial.arm]
     needed = {need.arm: chosen_by(study, need) for need in study.needs(trial) if need.arm in arm.layers.needs}
     module, data = _module_and_data(recipe) if arm.layers.looks else (None, None)
-    task = Task(config.num_layers, trial.seed, trial.draw, needed, recipe.trainer("finetune"), module, data)
+    one = (trial.benchmark, trial.seed, trial.draw)
+    task = Task(config.num_layers, *one, needed, recipe.trainer("finetune"), module, data)
     chosen = arm.layers.choose(task)
     text = ",".join(map(str, chosen))
     selection = resolve_selection(text, config.name, config.num_layers, recipe.target_modules("finetune"))

@@ -109,7 +109,7 @@ class Oracle:
             found = search(data, SEARCHES[name], options.gradients, options.batch_size, rule, **precision)
             return flatten(found.selection().alpha or [])
         module = FinetuneModule(self.backbone, adapter(), seed=self.seed)
-        task = Task(self.layers, self.seed, 0, {}, {"precision": options.precision}, module, data)
+        task = Task(self.layers, options.benchmark, self.seed, 0, {}, {"precision": options.precision}, module, data)
         return PROBES[name](k=1).scores(task)
 
 

@@ -38,7 +38,7 @@ def task(tiny_models: dict[str, Path]) -> Callable[..., Task]:
             projections=NAMES,
             alpha=[[0.0] * len(NAMES)] * LAYERS,
         )
-        return Task(LAYERS, seed, draw, {"modules": selection.model_copy(update=found)}, {}, module)
+        return Task(LAYERS, "Tiny", seed, draw, {"modules": selection.model_copy(update=found)}, {}, module)
 
     return make
 

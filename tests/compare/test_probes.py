@@ -38,7 +38,7 @@ def task(tiny_models: dict[str, Path], benchmark_folder: Path) -> Callable[..., 
         data = ArcEasy(backbone, source=str(benchmark_folder), batch_size=5, validation_rows=8, max_length=64)
         module = FinetuneModule(backbone, lora, learning_rate=0.01)
         settings = {"accelerator": "cpu", "precision": precision, "max_epochs": 3}
-        return Task(LAYERS, seed=0, draw=0, selections={}, trainer=settings, module=module, data=data)
+        return Task(LAYERS, "Tiny", 0, 0, selections={}, trainer=settings, module=module, data=data)
 
     return make
 

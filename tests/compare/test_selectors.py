@@ -27,8 +27,8 @@ FOUND = Selection(
 )
 
 
-def task(seed: int = 0, draw: int = 0) -> Task:
-    return Task(6, seed, draw, {"Flexora": FOUND}, {})
+def task(seed: int = 0, draw: int = 0, benchmark: str = "Tiny") -> Task:
+    return Task(6, benchmark, seed, draw, {"Flexora": FOUND}, {})
 
 
 class Given(Scored):
@@ -57,11 +57,13 @@ def test_choices(selector: LayerSelector, expected: list[int]) -> None:
     assert selector.choose(task()) == expected
 
 
-def test_random_layers_are_others_for_each_seed_and_draw() -> None:
+def test_random_layers_are_others_for_each_trial() -> None:
     selector = RandomLayers(like="Flexora")
     assert selector.choose(task(1, 2)) == selector.choose(task(1, 2))
     chosen = {tuple(selector.choose(task(seed, draw))) for seed in range(6) for draw in range(6)}
     assert len(chosen) > 12  # of 20
+    others = [selector.choose(task(seed, 0, name)) for seed in range(4) for name in ("Tiny", "Other")]
+    assert any(one != other for one, other in zip(others[::2], others[1::2], strict=True))
     assert all(sorted(set(layers)) == list(layers) and len(layers) == 3 for layers in chosen)
 
 
@@ -72,7 +74,7 @@ def test_what_is_refused() -> None:
         FirstLayers(k=2, like="Flexora")
     bare = FOUND.model_copy(update={"alpha": None})
     with pytest.raises(FlexoraError, match="FromSearch: Flexora has no alpha; name an arm with Search"):
-        FromSearch("Flexora").choose(Task(6, 0, 0, {"Flexora": bare}, {}))
+        FromSearch("Flexora").choose(Task(6, "Tiny", 0, 0, {"Flexora": bare}, {}))
 
 
 def test_a_selector_is_described_by_its_settings() -> None:
