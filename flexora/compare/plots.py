@@ -58,7 +58,8 @@ def accuracy_figure(study: StudyStatistics, own: str | None) -> Figure | None:
         grid[-1].xaxis.set_minor_locator(NullLocator())
     grid[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
     errors = any(arm.score.stderr for arms, _ in panels.values() for arm in arms.values())
-    label = "trainable parameters" + ("; bars: ± one standard error over seeds" if errors else "")
+    label = "trainable parameters, those of one size side by side"
+    label += "; bars: ± one standard error over seeds" if errors else ""
     grid[-1].set_xlabel(label, color=INK, fontsize=LABEL)
     return figure
 
@@ -109,7 +110,9 @@ def _score_limits(axes: Axes, adapted: Sequence[ArmStatistics], bases: Sequence[
 
 
 def _points(axes: Axes, arms: Sequence[ArmStatistics], colours: Mapping[str, str], width: float, height: float) -> None:
-    """A dot for each arm, those of one size side by side, and a column of names to the right of each group.
+    """A dot for each arm, and a column of names to the right of each group.
+
+    Those of one size stand side by side in the arms' order: in that of their scores they would look like a trend.
 
     Args:
         axes: The panel, its limits set.
@@ -126,12 +129,14 @@ def _points(axes: Axes, arms: Sequence[ArmStatistics], colours: Mapping[str, str
             groups[-1].append(arm)
         else:
             groups.append([arm])
+    order = [arm.arm for arm in arms]
     for group in groups:
         group.sort(key=lambda arm: arm.score.value)
         moved = {}
         for arm in group:
             x, y = places[arm.arm]
             alike = [other.arm for other in group if abs(places[other.arm][0] - x) < _SIDE_BY_SIDE]
+            alike.sort(key=order.index)
             moved[arm.arm] = x + _SIDE_BY_SIDE * (alike.index(arm.arm) - (len(alike) - 1) / 2), y
         heights = np.array(spread([moved[arm.arm][1] for arm in group], height))
         heights -= max(0.0, heights[-1] - 1.0)

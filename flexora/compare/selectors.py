@@ -167,8 +167,14 @@ class Counted(LayerSelector):
         """How many layers.
 
         Raises:
-            FlexoraError: If the model has fewer.
+            FlexoraError: If the model has fewer, or the arm that ``like`` names chose single projections: as many whole
+                layers would have more parameters.
         """
+        if self.like is not None and task.selections[self.like].projections is not None:
+            raise FlexoraError(
+                f"compare: {type(self).__name__}: {self.like} has gates of projections, and as many whole layers are "
+                "another size; give k, or take RandomModules"
+            )
         count = self.k if self.like is None else len(task.selections[self.like].layers)
         if count is None or count > task.num_layers:
             raise FlexoraError(f"compare: {type(self).__name__}: {count} layers are asked for of {task.num_layers}")

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from statistics import fmean, median
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,14 +35,14 @@ class ArmStatistics:
         last_validation_loss: On held-out rows after the last epoch; as the next two none where some trial has none.
         train_loss: Mean over the last epoch's steps.
         gap: ``last_validation_loss - train_loss``, which over-fitting widens.
-        seconds: Time of choice, tuning and fine-tune, which are the next three.
-        select_seconds: Time of the choice of layers.
-        tune_seconds: Time of the fine-tunes with learning rates that lost.
-        finetune_seconds: Time of the fine-tune.
+        select_seconds: Time of the choice of layers, the median of the trials.
+        tune_seconds: Time of the fine-tunes with learning rates that lost, of all trials: the rate is tuned once.
+        finetune_seconds: Time of the fine-tune, the median of the trials.
         peak_memory_mb: Largest memory of a trial.
         paired_by_row: Difference of the primary metric to the reference; none for the reference itself, and where
             ``outcomes.csv`` tells no right and wrong rows: of a loss, or of a mixture's average.
         paired_by_seed: The same of the seeds' scores; its standard error is over seeds alone.
+        loss_difference: The same of their losses on the rows scored.
     """
 
     arm: str
@@ -54,13 +55,13 @@ class ArmStatistics:
     last_validation_loss: Mean | None
     train_loss: Mean | None
     gap: Mean | None
-    seconds: Mean
-    select_seconds: Mean
-    tune_seconds: Mean
-    finetune_seconds: Mean
+    select_seconds: float
+    tune_seconds: float
+    finetune_seconds: float
     peak_memory_mb: float
     paired_by_row: Difference | None
     paired_by_seed: Mean | None
+    loss_difference: Mean | None
 
     @property
     def difference(self) -> Difference | Mean | None:
@@ -250,7 +251,8 @@ def _gap(row: ResultRow) -> float | None:
 
 def _arm(rows: Sequence[ResultRow], reference: Sequence[ResultRow], by_row: Difference | None) -> ArmStatistics:
     """The figures of one arm on one benchmark."""
-    own, other = _by_seed(rows, lambda row: row.score), _by_seed(reference, lambda row: row.score)
+    scores = [_by_seed(one, lambda row: row.score) for one in (rows, reference)]
+    losses = [_by_seed(one, lambda row: row.loss) for one in (rows, reference)]
     return ArmStatistics(
         arm=rows[0].arm,
         seeds=len({row.seed for row in rows} - {None}),
@@ -262,13 +264,13 @@ def _arm(rows: Sequence[ResultRow], reference: Sequence[ResultRow], by_row: Diff
         last_validation_loss=_mean(rows, lambda row: row.last_validation_loss),
         train_loss=_mean(rows, lambda row: row.train_loss),
         gap=_mean(rows, _gap),
-        seconds=_known(rows, lambda row: row.wall_seconds),
-        select_seconds=_known(rows, lambda row: row.select_seconds),
-        tune_seconds=_known(rows, lambda row: row.tune_seconds),
-        finetune_seconds=_known(rows, lambda row: row.finetune_seconds),
+        select_seconds=median(row.select_seconds for row in rows),
+        tune_seconds=sum(row.tune_seconds for row in rows),
+        finetune_seconds=median(row.finetune_seconds for row in rows),
         peak_memory_mb=max(row.peak_memory_mb for row in rows),
         paired_by_row=by_row,
-        paired_by_seed=paired_by_seed(own, other),
+        paired_by_seed=paired_by_seed(*scores),
+        loss_difference=paired_by_seed(*losses),
     )
 
 
@@ -280,7 +282,8 @@ def _shares(choices: Sequence[set[int]]) -> dict[int, float]:
 
 def _over_benchmarks(arms: Sequence[ArmStatistics]) -> ArmStatistics:
     """Means of an arm over the benchmarks."""
-    means: dict[str, Any] = {}
+    averaged = ("layers", "parameters", "select_seconds", "tune_seconds", "finetune_seconds")
+    means: dict[str, Any] = {name: fmean(getattr(arm, name) for arm in arms) for name in averaged}
     for part in fields(ArmStatistics):
         values = [getattr(arm, part.name) for arm in arms]
         if any(isinstance(value, Mean) for value in values):
@@ -290,8 +293,6 @@ def _over_benchmarks(arms: Sequence[ArmStatistics]) -> ArmStatistics:
         arms[0],
         seeds=min(arm.seeds for arm in arms),
         draws=max(arm.draws for arm in arms),
-        layers=float(np.mean([arm.layers for arm in arms])),
-        parameters=float(np.mean([arm.parameters for arm in arms])),
         peak_memory_mb=max(arm.peak_memory_mb for arm in arms),
         paired_by_row=Difference.mean(differences) if len(differences) == len(arms) else None,
         **means,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -121,6 +122,18 @@ class Study:
         return isinstance(self.arms[arm].layers, NoLayers)
 
     @property
+    def untuned(self) -> list[str]:
+        """Arms that train at the recipe's learning rate where that of others is tuned: no fair comparison."""
+        if not any(arm.learning_rates for arm in self.arms.values()):
+            return []
+        return [
+            name
+            for name, arm in self.arms.items()
+            if not (self.is_base(name) or arm.learning_rates or arm.learning_rate_of)
+            and "learning_rate" not in arm.settings.get("finetune", {})
+        ]
+
+    @property
     def trials(self) -> list[Trial]:
         """Every trial, the first seed of all before the second."""
         return [
@@ -234,6 +247,13 @@ def _require_arm(study: Study, name: str, arm: Arm) -> None:
     if arm.learning_rates and arm.learning_rate_of:
         raise FlexoraError(f"compare: arms.{name}: give learning_rates or learning_rate_of, not both")
     require_at_least(1, f"compare: arms.{name}", {"draws": arm.draws})
+    try:
+        json.dumps(arm.layers.describe())
+    except (TypeError, ValueError) as error:  # trials are written with it, hours later
+        kind = type(arm.layers).__name__
+        raise FlexoraError(
+            f"compare: arms.{name}.layers: what {kind} keeps is not all JSON ({error}); let describe() leave it out"
+        ) from error
 
 
 def instantiated(parser: RecipeParser, arguments: Sequence[str]) -> jsonargparse.Namespace:

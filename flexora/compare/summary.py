@@ -41,11 +41,15 @@ def verdict(difference: Difference | Mean, metric: str | None) -> str:
 
 
 def _best(study: StudyStatistics) -> tuple[ArmStatistics, str]:
-    """The arm with the best mean, and which end that is."""
-    arms = study.means.values()
+    """The arm with the best mean over the seeds that it shares with the reference, and which end that is."""
+    reference = study.means.get(study.reference)
+
+    def mean(arm: ArmStatistics) -> float:
+        return reference.score.value + arm.difference.value if reference and arm.difference else arm.score.value
+
     if lower_is_better(study.metric):
-        return min(arms, key=lambda arm: arm.score.value), "lowest"
-    return max(arms, key=lambda arm: arm.score.value), "highest"
+        return min(study.means.values(), key=mean), "lowest"
+    return max(study.means.values(), key=mean), "highest"
 
 
 def summary(study: StudyStatistics, own: str | None, control: StudyStatistics | None) -> str:
@@ -128,6 +132,12 @@ def caveats(study: StudyStatistics, split_rows: Mapping[str, int]) -> list[str]:
         notes.append(
             f"Only {seeds[0]} seeds: standard errors over them are rough themselves, and intervals are too narrow "
             "where training runs scatter widely."
+        )
+    if len(seeds) > 1:
+        fewer = list(dict.fromkeys(arm.arm for arm in arms if 0 < arm.seeds < seeds[-1]))
+        notes.append(
+            f"{joined(fewer)}: fewer seeds than others on some benchmark. Scores and losses are over an arm's own "
+            f"seeds, differences over those that it shares with {study.reference}: it is the latter that compare."
         )
     if by_seed:
         notes.append(

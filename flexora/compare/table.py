@@ -61,7 +61,8 @@ def signed(difference: Difference | Mean | None, metric: str | None) -> str:
     scale, digits = (1, 3) if lower_is_better(metric) else (100, 1)
 
     def figure(value: float) -> str:
-        return f"{round(scale * value, digits) + 0.0:+.{digits}f}"
+        # A bound just below zero keeps its sign; what is zero but for the arithmetic's rounding has none.
+        return f"{0.0 if abs(value) < 1e-9 else scale * value:+.{digits}f}"
 
     text = figure(difference.value)
     if isinstance(difference, Difference):
@@ -87,17 +88,17 @@ def benchmark_title(benchmark: BenchmarkStatistics) -> str:
 
 def cost_table(study: StudyStatistics) -> StudyTable:
     """What the arms took that have been run on every benchmark, in the mean over these."""
-    header = ["arm", "minutes", "choice of layers", "tuning", "fine-tune", "peak memory in MB"]
+    header = ["arm", "choice of layers", "fine-tune", "tuning, once", "peak memory in MB"]
     rows = []
     for name in study.complete:
         arms = [part.arms[name] for part in study.benchmarks]
-        parts = [(arm.seconds, arm.select_seconds, arm.tune_seconds, arm.finetune_seconds) for arm in arms]
-        minutes = [f"{Mean.over(times).value / 60:.1f}" for times in zip(*parts, strict=True)]
+        parts = [(arm.select_seconds, arm.finetune_seconds, arm.tune_seconds) for arm in arms]
+        minutes = [f"{fmean(times) / 60:.1f}" for times in zip(*parts, strict=True)]
         rows.append([name, *minutes, f"{max(arm.peak_memory_mb for arm in arms):,.0f}"])
     note = (
-        "Minutes of wall time for a seed of a benchmark, in the mean over seeds, without its evaluation; the largest "
-        "memory of any trial. Tuning of learning rates is charged to the first seed of the arm that tuned them; arms "
-        "that take over its rate pay nothing for it."
+        "Minutes of wall time for a seed of a benchmark, the median of its trials; for tuning the learning rate, once "
+        "for a benchmark; the largest memory of any trial. Arms that take over a rate, or another arm's number of "
+        "layers, pay nothing for it."
     )
     return StudyTable("Costs", note, (header, rows))
 
@@ -139,15 +140,19 @@ def compact_markdown(study: StudyStatistics) -> str:
     if len(study.benchmarks) > 1 and study.metric is not None:
         header.append("mean")
         columns.append((study.means, study.metric))
+    accurate = not any(lower_is_better(part.metric) for part in study.benchmarks)
+    header += ["loss"] if accurate else []
     rows = []
     for name in names:
         own = [part.arms[name] for part in study.benchmarks if name in part.arms]
         layers, parameters = fmean(arm.layers for arm in own), fmean(arm.parameters for arm in own)
         scores = [_score(arms.get(name), metric) for arms, metric in columns]
+        scores += [_loss(study.means.get(name), "<br>") for _ in header[-1:] if accurate]
         rows.append([name, _number(layers), f"{parameters:,.0f}", *scores])
     metrics = ", ".join(f"{part.benchmark} {part.metric}" for part in study.benchmarks)
     every = [(arm, part.metric) for part in study.benchmarks for arm in part.arms.values()]
-    return f"{markdown_table(header, rows)}\n\n({metrics}. {_note(every, study.reference, losses=False)})\n"
+    note = _note(every, study.reference, last_epoch=False)
+    return f"{markdown_table(header, rows)}\n\n({metrics}. {note})\n"
 
 
 def _score(arm: ArmStatistics | None, metric: str) -> str:
@@ -157,12 +162,20 @@ def _score(arm: ArmStatistics | None, metric: str) -> str:
     return f"{share(arm.score)}<br>{signed(arm.difference, metric)}" if arm.difference else share(arm.score)
 
 
+def _loss(arm: ArmStatistics | None, between: str) -> str:
+    """Loss on the rows scored, and its difference."""
+    if arm is None:
+        return NONE
+    difference = [signed(arm.loss_difference, "loss")] if arm.loss_difference else []
+    return between.join([f"{arm.loss.value:.3f}", *difference])
+
+
 def _table(title: str, study: StudyStatistics, heading: str) -> StudyTable:
     """The study's means, a row for each arm; a primary metric that is the loss has no second column."""
     difference = f"{unit(study.metric)} over {study.reference}"
     header = ["arm", "seeds", "adapted layers", "trainable parameters", heading, difference]
     header += [] if lower_is_better(study.metric) else ["loss"]
-    header += ["train loss", "validation loss", "gap", "minutes"]
+    header += ["train loss", "validation loss", "gap"]
     arms = [(arm, study.metric) for arm in study.means.values()]
     return StudyTable(title, _note(arms, study.reference), (header, [_arm_cells(*arm) for arm in arms]))
 
@@ -170,7 +183,6 @@ def _table(title: str, study: StudyStatistics, heading: str) -> StudyTable:
 def _arm_cells(arm: ArmStatistics, metric: str | None) -> list[str]:
     seeds = f"{arm.seeds or NONE}" + (f", {arm.draws} draws" if arm.draws > 1 else "")
     losses = [arm.train_loss, arm.last_validation_loss, arm.gap]
-    losses = losses if lower_is_better(metric) else [arm.loss, *losses]
     return [
         arm.arm,
         seeds,
@@ -178,8 +190,8 @@ def _arm_cells(arm: ArmStatistics, metric: str | None) -> list[str]:
         f"{arm.parameters:,.0f}",
         share(arm.score),
         signed(arm.difference, metric),
+        *([] if lower_is_better(metric) else [_loss(arm, ", ")]),
         *(NONE if loss is None else f"{loss.value:.3f}".replace("-", "\N{MINUS SIGN}") for loss in losses),
-        f"{arm.seconds.value / 60:.1f}",
     ]
 
 
@@ -188,7 +200,7 @@ def _number(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
-def _note(arms: Sequence[tuple[ArmStatistics, str | None]], reference: str, losses: bool = True) -> str:
+def _note(arms: Sequence[tuple[ArmStatistics, str | None]], reference: str, last_epoch: bool = True) -> str:
     """What the figures of arms mean, each given with its metric."""
     notes = []
     seeds = [arm.seeds for arm, _ in arms if arm.score.stderr is not None]
@@ -212,8 +224,11 @@ def _note(arms: Sequence[tuple[ArmStatistics, str | None]], reference: str, loss
         )
     if any(lower_is_better(metric) for _, metric in arms):
         notes.append("the loss that is scored: nats per answer token, the lower the better")
-    if losses:
+    else:
         notes.append(
-            "losses: nats per answer token, the validation's after the last epoch; gap: that less the train loss"
+            f"loss: on the rows scored, in nats per answer token; signed: over {reference}, paired by seed, ± one "
+            "standard error over seeds"
         )
+    if last_epoch:
+        notes.append("train and validation loss: after the last epoch, where the best one is scored; gap: between them")
     return "; ".join(notes)

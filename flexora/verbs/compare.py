@@ -46,6 +46,8 @@ def main(arguments: Sequence[str]) -> int:
     waiting = [trial for trial in study.with_needs(trials) if trial not in done]
     for problem in study_problems(study, waiting, given.jobs):
         raise FlexoraError(f"compare: {problem}")  # before hours of training
+    if study.untuned and waiting:
+        print(f"compare: the learning rate of {', '.join(study.untuned)} is the recipe's, that of other arms is tuned")
     schedule = Schedule(study, list(arguments), given.jobs)
     failed = schedule.run(trials, partial(write_rows, study))
     write_results(study)

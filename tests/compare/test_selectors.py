@@ -72,6 +72,9 @@ def test_what_is_refused() -> None:
         LastLayers(k=7).choose(task())
     with pytest.raises(FlexoraError, match="needs either k or like"):
         FirstLayers(k=2, like="Flexora")
+    single = FOUND.model_copy(update={"projections": ["q_proj"]})
+    with pytest.raises(FlexoraError, match="LastLayers: Flexora has gates of projections"):
+        LastLayers(like="Flexora").choose(Task(6, "Tiny", 0, 0, {"Flexora": single}, {}))
     bare = FOUND.model_copy(update={"alpha": None})
     with pytest.raises(FlexoraError, match="FromSearch: Flexora has no alpha; name an arm with Search"):
         FromSearch("Flexora").choose(Task(6, "Tiny", 0, 0, {"Flexora": bare}, {}))

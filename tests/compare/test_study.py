@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from flexora.compare.selectors import AllLayers
 from flexora.compare.study import Study, Trial, instantiated, make_study, matching, merged, slug, study_parser
 from flexora.errors import FlexoraError
 
@@ -51,6 +52,27 @@ def test_a_trial_needs_what_it_takes_from_others(tmp_path: Path) -> None:
     assert made.needs(Trial("PIQA", "Flexora", 1)) == [Trial("PIQA", "LoRA", 0)]
     assert made.needs(Trial("PIQA", "LoRA", 1)) == [Trial("PIQA", "LoRA", 0)]
     assert made.needs(Trial("PIQA", "LoRA", 0)) == []
+
+
+def test_arms_beside_tuned_ones_that_are_not(tmp_path: Path) -> None:
+    own = {"own": {"layers": "AllLayers", "settings": {"finetune": {"learning_rate": 0.1}}}}
+    assert study(tmp_path, arms=ARMS | own).untuned == ["random"]
+    assert study(tmp_path, arms={"LoRA": {"layers": "AllLayers"}, "two": {"layers": "Search"}}).untuned == []
+
+
+class Keeper(AllLayers):
+    """A selector that keeps what no file can hold."""
+
+    def __init__(self) -> None:
+        self.kept = {1, 2}
+
+
+def test_a_selector_that_cannot_be_written_down_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AllLayers, "describe", Keeper().describe)
+    with pytest.raises(FlexoraError, match=r"arms\.LoRA\.layers: what AllLayers keeps is not all JSON .*set"):
+        study(tmp_path)
 
 
 def test_seeds_draw_their_own_rows(tmp_path: Path) -> None:

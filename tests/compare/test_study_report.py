@@ -148,6 +148,21 @@ def test_summary_tells_unlike_benchmarks_one_by_one() -> None:
     assert [axes.get_ylabel() for axes in figure.axes] == ["acc_norm", "loss, lower is better"]
 
 
+def of_arms(*rows: ResultRow) -> StudyStatistics:
+    return study_statistics(rows, [outcome(row) for row in rows], "lora")
+
+
+def test_with_unequal_seeds_the_best_arm_is_told_by_differences() -> None:
+    """Its second seed was the worse one for all, and is not there: its mean is higher, its difference is not."""
+    rows = [result("lora", seed, right=right, rows=100) for seed, right in enumerate((60, 40))]
+    rows += [result("flexora", 0, right=55, rows=100)]
+    found = of_arms(*rows)
+    assert summary(found, "flexora", None).startswith("On ArcEasy lora has the highest acc_norm of 2 arms, 0.500")
+    unequal = " ".join(caveats(found, {}))
+    assert "flexora: fewer seeds than others on some benchmark" in unequal
+    assert "it is the latter that compare" in unequal
+
+
 def test_summary_of_unfinished_studies(statistics: StudyStatistics) -> None:
     assert summary(study_statistics([], [], "lora"), None, None) == "No trial has been run yet."
     text = summary(statistics, None, None)
@@ -217,6 +232,17 @@ def test_accuracy_figure_holds_the_figures(statistics: StudyStatistics) -> None:
         near = base >= axes.get_ylim()[0]
         assert said == (f"base {base:.3f}" if near else f"base: {base:.3f}, below this panel")
         assert bool(dashed) == near
+
+
+def test_arms_of_one_size_stand_in_the_studys_order() -> None:
+    """By their scores they would look like a trend."""
+    shares = {"lora": 62, "one": 70, "two": 50, "three": 60}
+    found = of_arms(*(result(arm, right=right, rows=100) for arm, right in shares.items()))
+    figure = accuracy_figure(found, None)
+    assert figure is not None
+    dots = [bar.lines[0] for bar in figure.axes[0].containers]
+    places = {round(100 * float(dot.get_ydata()[0])): float(dot.get_xdata()[0]) for dot in dots}
+    assert [right for right, _ in sorted(places.items(), key=lambda place: place[1])] == list(shares.values())
 
 
 def test_gap_figure_joins_training_and_validation(statistics: StudyStatistics) -> None:
