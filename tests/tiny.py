@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -105,6 +105,23 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>", model_max_length=256
     )
+
+
+#: Where tokenizers in SentencePiece's manner put a space of their own: before a text, or behind special tokens, too, as
+#: Mistral 7B's first versions do; the last writes a second one where there is one.
+SPACED = ("first", "always", "prepend")
+
+
+def spaced_tokenizer(characters: str, scheme: str, *merges: tuple[str, str]) -> PreTrainedTokenizerFast:
+    """One token per character, and one per merge, with a space that the tokenizer puts by itself."""
+    pieces = ["<s>", "</s>", "\u2581", *characters, *map("".join, merges)]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
+    if scheme == "prepend":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
 #: A chat template of one line: who speaks, what, and an end of text.

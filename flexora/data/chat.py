@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from jinja2 import TemplateError
 
-from flexora.data.encoding import EncodedQuestion, Text, Tokens, behind_special, overhang, tokens_behind
+from flexora.data.encoding import EncodedQuestion, Text, Tokens, behind_special, overhang, tokenize, tokens_behind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,6 +90,7 @@ class Conversation:
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:
         """Every text that :func:`encode_conversation` needs in tokens."""
         yield self.parts[0], False  # the template writes the beginning of text itself
+        yield "".join(self.parts), False
         for part in self.parts[1:]:
             yield behind_special(part, tokenizer)
 
@@ -135,7 +136,8 @@ def encode_conversation(
 ) -> EncodedQuestion:
     """A conversation in tokens; what the assistant says, with what ends its turns, is scored.
 
-    Each part is tokenised by itself: what the model reads before it answers is then the same whatever the answer is.
+    What the model reads before it answers is the same whatever the answer is: where the tokens of the whole do not
+    begin with those of the text before a part, the part is tokenised by itself.
 
     Args:
         conversation: The conversation.
@@ -147,8 +149,7 @@ def encode_conversation(
     Raises:
         ValueError: If the last turn does not fit.
     """
-    first, *others = conversation.parts
-    pieces = [tokens[first, False], *(tokens_behind(part, tokenizer, tokens) for part in others)]
+    pieces = _pieces(conversation.parts, tokenizer, tokens)
     borders = [0, *accumulate(map(len, pieces))]
     turns = [(borders[place], borders[place + 1]) for place in range(1, len(pieces), 2)]
     whole = list(chain.from_iterable(pieces))
@@ -164,6 +165,20 @@ def encode_conversation(
         unscored=[position for position in range(start, len(whole) - cut) if position not in scored],
         cut=cut,
     )
+
+
+def _pieces(parts: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> list[list[int]]:
+    """The tokens of each part."""
+    first, *others = parts
+    pieces = [tokens[first, False], *(tokens_behind(part, tokenizer, tokens) for part in others)]
+    if list(chain.from_iterable(pieces)) == tokens["".join(parts), False]:
+        return pieces
+    texts = [(text, False) for text in accumulate(parts)]
+    grown = tokenize(texts, tokenizer)  # seldom: for most tokenizers the parts make up the whole
+    for place, (before, after) in enumerate(pairwise(grown[text] for text in texts), start=1):
+        if after[: len(before)] == before:
+            pieces[place] = after[len(before) :]
+    return pieces
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:

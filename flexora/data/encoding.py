@@ -36,6 +36,10 @@ class EncodedQuestion(TypedDict):
 Text = tuple[str, bool]
 #: Token ids of texts.
 Tokens = Mapping[Text, list[int]]
+#: How tokenizers write a space: SentencePiece, and bytes.
+SPACES = ("\u2581", "\u0120")
+#: Characters that do not merge with what follows them; the second where a text starts with the first.
+LEADS = ("\n", ":")
 
 
 def tokenize(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase) -> Tokens:
@@ -53,7 +57,7 @@ def tokenize(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase) -> Token
 def texts_of(row: Pairs, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:
     """Every text that :func:`encode` needs in tokens."""
     for pair in row.pairs:
-        context, continuation, special = _border(*pair, tokenizer, opened=row.opened)
+        context, continuation, special = _border(*pair, tokenizer, row)
         if context:
             yield context, special
             yield context + continuation, special
@@ -65,13 +69,35 @@ def texts_of(row: Pairs, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:
 
 def behind_special(text: str, tokenizer: PreTrainedTokenizerBase) -> Text:
     """A text as it goes on behind others: many tokenizers put a space before the first word of what they are given."""
-    return f"{tokenizer.eos_token}{text}", False
+    return f"{tokenizer.eos_token}{_lead(text, tokenizer)}{text}", False
 
 
 def tokens_behind(text: str, tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> list[int]:
-    """The tokens of :func:`behind_special` without the special one."""
-    ids = tokens[behind_special(text, tokenizer)]
+    """The tokens of :func:`behind_special` without what stands before the text."""
+    ids, lead = tokens[behind_special(text, tokenizer)], _lead(text, tokenizer)
+    if lead:
+        before = _leads(tokenizer)[lead]
+        if ids[: len(before)] == before:
+            return ids[len(before) :]
+        ids = tokenizer(f"{tokenizer.eos_token}{text}", add_special_tokens=False)["input_ids"]  # the text took it in
     return ids[ids.index(tokenizer.eos_token_id) + 1 :]
+
+
+def _lead(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What takes the space between the special token and a text; nothing where the tokenizer puts none there."""
+    return next((lead for lead in _leads(tokenizer) if not text.startswith(lead)), "")
+
+
+@lru_cache(maxsize=1)
+def _leads(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """What may stand before a text, in tokens; empty where the tokenizer puts no space behind special tokens.
+
+    Those of Mistral 7B's first versions do, as SentencePiece does at the beginning of a text.
+    """
+    texts = [f"{tokenizer.eos_token}{text}" for text in ("a", *LEADS)]
+    letter, *leads = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    behind = tokenizer.convert_ids_to_tokens(letter[letter.index(tokenizer.eos_token_id) + 1 :])
+    return dict(zip(LEADS, leads, strict=True)) if behind[0].startswith(SPACES) else {}
 
 
 def encode(
@@ -98,7 +124,7 @@ def encode(
     tokens = tokenize(texts_of(row, tokenizer), tokenizer) if tokens is None else tokens
     encoded = EncodedQuestion(sequences=[], starts=[], chars=[], answer=row.answer, unscored=[], cut=0)
     for index, (context, continuation) in enumerate(row.pairs):
-        before, scored, special = _border(context, continuation, tokenizer, opened=row.opened)
+        before, scored, special = _border(context, continuation, tokenizer, row)
         if before:
             whole, prompt = tokens[before + scored, special], tokens[before, special]
             if row.opened and whole[: len(prompt)] != prompt:
@@ -139,15 +165,14 @@ def overhang(length: int, start: int, max_length: int, room: int, answer: str) -
     return cut
 
 
-def _border(
-    context: str, continuation: str, tokenizer: PreTrainedTokenizerBase, *, opened: bool
-) -> tuple[str, str, bool]:
+def _border(context: str, continuation: str, tokenizer: PreTrainedTokenizerBase, row: Pairs) -> tuple[str, str, bool]:
     """Context, continuation with the spaces between them, and whether special tokens belong around both.
 
-    They do not where there is no context, or where a chat template has written the beginning of text already.
+    They do not where there is no context, nor where a chat template has written it: with the beginning of text, or on
+    purpose without.
     """
-    before = context if opened else context.rstrip()
-    begun = before.startswith(tuple(filter(None, (tokenizer.bos_token, _beginning(tokenizer)))))
+    before = context if row.opened else context.rstrip()
+    begun = row.templated or before.startswith(tuple(filter(None, (tokenizer.bos_token, _beginning(tokenizer)))))
     return before, context[len(before) :] + continuation, bool(before) and not begun
 
 

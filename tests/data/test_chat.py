@@ -5,13 +5,12 @@ from __future__ import annotations
 import datetime
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from flexora.data.chat import DATE, Message, encode_conversation, end_of_turn, render, write_conversation
 from flexora.data.encoding import tokenize
-from tests.tiny import CHAT_TEMPLATE, byte_tokenizer
+from tests.tiny import CHAT_TEMPLATE, SPACED, byte_tokenizer, spaced_tokenizer
 
 #: Llama 3 strips contents and opens with the beginning of text; Phi 3 ends the last turn with more than the others;
 #: Mistral has no opening words of the assistant; Gemma calls it the model; Llama 3.2 names the day.
@@ -151,14 +150,11 @@ def test_templates_that_rewrite_turns_are_refused(template: str) -> None:
         write_conversation(chat("a", "b", "c", "d"), tokenizer_with(template), every_turn=True)
 
 
-@pytest.mark.parametrize("answer", ["\n\nyes", "  yes", "yes"])
-def test_an_answer_never_changes_the_tokens_of_its_prompt(answer: str) -> None:
+@pytest.mark.parametrize("scheme", SPACED)
+@pytest.mark.parametrize("answer", ["\n\nyes", "  yes", " yes", "yes", ":yes"])
+def test_an_answer_never_changes_the_tokens_of_its_prompt(answer: str, scheme: str) -> None:
     """Line feeds would merge across the border, and a space would stand before the first word of each part."""
-    pieces = ["<eos>", *"?:yesabcdfghijklmnopqrtuvwxz<>", "\u2581", "\n", "\n\n"]
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("\n", "\n")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    chatty = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+    chatty = spaced_tokenizer("?:yesabcdfghijklmnopqrtuvwxz\n", scheme, ("\n", "\n"))
     chatty.chat_template = "{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }}{% endfor %}" + (
         "{% if add_generation_prompt %}assistant:\n{% endif %}"
     )
@@ -167,3 +163,19 @@ def test_an_answer_never_changes_the_tokens_of_its_prompt(answer: str) -> None:
     (ids,), (start,) = encoded["sequences"], encoded["starts"]
     assert ids[:start] == chatty.encode("user:\na?assistant:\n", add_special_tokens=False)
     assert "".join(chatty.convert_ids_to_tokens(ids[start:])) == answer.replace(" ", "\u2581")
+
+
+@pytest.mark.parametrize("scheme", SPACED)
+def test_turns_have_the_tokens_that_the_whole_text_has(scheme: str) -> None:
+    """In training as at a server, also behind the ends of turns, where some tokenizers put a space."""
+    tokenizer = spaced_tokenizer("?abcYes[]", scheme, ("\u2581", "Y"), ("e", "s"))
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %} " + (
+        "{{ m['content'] }}{{ eos_token }}{% else %}[{{ m['content'] }}]{% endif %}{% endfor %}"
+    )
+    messages = chat("a?", "Yes", "b?", "c")
+    conversation = write_conversation(messages, tokenizer, every_turn=True)
+    encoded = encode_conversation(conversation, tokenizer, 64, tokenize(conversation.texts(tokenizer), tokenizer))
+    (ids,), (start,) = encoded["sequences"], encoded["starts"]
+    assert ids == tokenizer.apply_chat_template(messages)["input_ids"]
+    scored = [token for place, token in enumerate(ids) if place >= start and place not in encoded["unscored"]]
+    assert tokenizer.convert_ids_to_tokens(scored) == ["\u2581Y", "es", "</s>", "\u2581", "c", "</s>"]

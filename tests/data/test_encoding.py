@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from flexora.data.encoding import encode
 from flexora.data.question import Pairs
-from tests.tiny import byte_tokenizer
+from tests.tiny import SPACED, byte_tokenizer, spaced_tokenizer
 
 #: What tokenizers write before a text: nothing (Qwen), their beginning of text (Llama, Gemma), or two tokens that the
 #: tokenizer does not call its beginning of text (GLM).
@@ -78,11 +78,16 @@ def test_borders_equal_the_harness(merges: tuple[str, ...], begin: tuple[str, ..
 
 
 @pytest.mark.parametrize("begin", BEGINNINGS.values(), ids=BEGINNINGS)
-def test_a_beginning_that_a_chat_template_has_written_is_not_written_again(begin: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("templated", [False, True])
+def test_a_beginning_that_a_chat_template_has_written_is_not_written_again(
+    begin: tuple[str, ...], templated: bool
+) -> None:
+    """Nor is it written where the template leaves it out, as Zephyr's does: servers do not write it either."""
     tokenizer = merging_tokenizer("a b", begin=begin)
-    bare, begun = (encode(pair_of(text, "c"), tokenizer, 64)["sequences"][0] for text in ("ab", f"{''.join(begin)}ab"))
-    assert begun == bare
-    assert tokenizer.convert_ids_to_tokens(bare) == [*begin, "ab", "c"]
+    rows = [Pairs(((text, "c"),), 0, templated=templated) for text in ("ab", f"{''.join(begin)}ab")]
+    bare, begun = (tokenizer.convert_ids_to_tokens(encode(row, tokenizer, 64)["sequences"][0]) for row in rows)
+    assert begun == [*begin, "ab", "c"]
+    assert bare == (["ab", "c"] if templated else begun)
 
 
 @pytest.mark.parametrize(
@@ -119,21 +124,20 @@ def test_a_choice_follows_the_tokens_of_its_chat_alone(context: str, choice: str
     tokenizer = merging_tokenizer("b c", "Ġ b", "Ġ Ġ")
     encoded = encode(Pairs(((context, choice), (context, "a")), 0, templated=True), tokenizer, 64)
     assert [ids[:start] for ids, start in zip(encoded["sequences"], encoded["starts"], strict=True)] == [
-        tokenizer.encode(context)
+        tokenizer.encode(context, add_special_tokens=False)  # the chat template writes a beginning of text, or none
     ] * 2
     scored = [ids[start:] for ids, start in zip(encoded["sequences"], encoded["starts"], strict=True)]
     assert scored == [tokenizer.encode(text, add_special_tokens=False) for text in (choice, "a")]
 
 
-def test_no_space_is_put_before_an_answer_to_be_written() -> None:
+@pytest.mark.parametrize("scheme", SPACED)
+@pytest.mark.parametrize("answer", ["bc", " bc", "\nbc", ":b"])
+def test_no_space_is_put_before_an_answer_to_be_written(scheme: str, answer: str) -> None:
     """Tokenizers in SentencePiece's manner put one before the first word of whatever they are given."""
-    pieces = ["<s>", "</s>", *"abc:", "\u2581", "\u2581a", "\u2581b"]
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("\u2581", "a"), ("\u2581", "b")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    spaced = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    encoded = encode(Pairs((("a: ", "bc"),), 0, closed=True), spaced, 64)
-    assert spaced.convert_ids_to_tokens(encoded["sequences"][0]) == ["\u2581a", ":", "\u2581", "b", "c", "</s>"]
+    spaced = spaced_tokenizer("abc:\n", scheme, ("\u2581", "a"), ("\u2581", "b"))
+    encoded = encode(Pairs((("a: ", answer),), 0, closed=True), spaced, 64)
+    pieces = ["\u2581a", ":", "\u2581", *({" bc": ["\u2581b", "c"]}.get(answer, answer)), "</s>"]
+    assert spaced.convert_ids_to_tokens(encoded["sequences"][0]) == pieces
 
 
 def test_a_longer_answer_than_may_be_written_is_cut_like_any_other() -> None:
