@@ -19,6 +19,12 @@ UNKNOWN_STEPS = sys.maxsize
 
 #: They have ``target_modules``, but need more than a linear module: ids of tasks, token ids, or blocks in a row.
 _NOT_FOR_LINEAR = {PeftType.POLY, PeftType.TRAINABLE_TOKENS, PeftType.SHADOW}
+#: Settings with which PEFT leaves a part of the method to the training loop, and what that is.
+_UNASKED = {
+    "kasa_config": "KaSA adds a loss of its own to each step's",
+    "monteclora_config": "MonteCLoRA adds a loss of its own to each step's",
+    "use_asa": "AdaMSS with ASA chooses its subspaces by a call after each step",
+}
 
 
 @dataclass
@@ -41,7 +47,8 @@ def require_modules(adapter: PeftConfig) -> None:
     """Refuse a method that cannot be put on chosen layers.
 
     Raises:
-        FlexoraError: If it adapts no linear modules by name, chooses layers by itself, or waits for certain tokens.
+        FlexoraError: If it adapts no linear modules by name, chooses layers by itself, waits for certain tokens, or
+            needs more of the training than a loss and its gradients.
     """
     kind = type(adapter).__name__
     if not sits_on_modules(adapter):
@@ -53,6 +60,9 @@ def require_modules(adapter: PeftConfig) -> None:
             "adapter.alora_invocation_tokens: an activated LoRA would stay switched off, for its tokens are not looked "
             "for; remove it"
         )
+    for name, lacks in _UNASKED.items():
+        if getattr(adapter, name, None):
+            raise FlexoraError(f"adapter.{name}: {lacks}, which is not made here; remove it")
 
 
 def build_config(class_type: type[Config], *_: Any, **settings: Any) -> Config:
