@@ -23,6 +23,16 @@ STRATEGIES: dict[Phase, tuple[str, ...]] = {
     "finetune": ("DDPStrategy", "FullyShard"),
     "evaluate": ("DDPStrategy",),
 }
+_AVERAGES = "what is saved would not be what was validated; remove it, and have the fine-tune keep its best epoch"
+#: Callbacks of Lightning that no phase can follow, and why.
+REFUSED_CALLBACKS = {
+    "WeightAveraging": _AVERAGES,
+    "EMAWeightAveraging": _AVERAGES,
+    "StochasticWeightAveraging": "it copies the model before it is loaded, and would only change the learning rate; "
+    "remove it, and have the fine-tune keep its best epoch",
+    "GradientAccumulationScheduler": "the batches of a step are put together before the training; remove it, and set "
+    "accumulate_grad_batches of finetune.trainer",
+}
 _LONG = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
 
 
@@ -70,8 +80,22 @@ def require_strategy(setting: str | dict[str, Any] | None, precision: str | int 
         _require_strategy(name, precision, phase, spawns=options.get("start_method", "popen") != "popen")
 
 
+def require_callback(name: str, setting: str) -> None:
+    """Refuse a callback that changes what is trained or saved behind a phase's back.
+
+    Args:
+        name: Its class.
+        setting: Where it is asked for.
+
+    Raises:
+        FlexoraError: If it is one of Lightning's that do.
+    """
+    if name in REFUSED_CALLBACKS:
+        raise FlexoraError(f"{setting}: {name}: {REFUSED_CALLBACKS[name]}")
+
+
 def require_trainer(trainer: L.Trainer, phase: Phase) -> None:
-    """Refuse a Trainer that would round the adapter, deal the rows twice, or whose strategy the phase cannot follow.
+    """Refuse a Trainer that would round the adapter, deal the rows twice, or whose strategy or callbacks do not suit.
 
     Raises:
         FlexoraError: If the phase cannot run on it.
@@ -80,6 +104,9 @@ def require_trainer(trainer: L.Trainer, phase: Phase) -> None:
     from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
     require_precision(trainer.precision, phase)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for kind in type(callback).__mro__:
+            require_callback(kind.__name__, "callbacks")
     strategy = trainer.strategy
     if isinstance(strategy, SingleDeviceStrategy):
         return

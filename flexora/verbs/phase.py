@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from flexora.backbone.limits import Phase, require_trainer
+from flexora.backbone.limits import Phase, require_callback, require_trainer
 from flexora.data.datamodule import AnswerDataModule
 from flexora.errors import FlexoraError, Interrupted
 from flexora.interruption import StopOnSignal, follow, leaving
@@ -147,7 +147,7 @@ def _callbacks(recipe: Recipe, phase: Phase) -> list[dict[str, Any]]:
     """The user's callbacks of a phase; what ends a training early has nothing to say of a search.
 
     Raises:
-        FlexoraError: If one would keep checkpoints beside the phase's own.
+        FlexoraError: If one would keep checkpoints beside the phase's own, or change what is trained or saved.
     """
     section = f"{phase}.trainer" if "callbacks" in recipe.sections[phase]["trainer"] else "trainer"
     kept = []
@@ -158,6 +158,7 @@ def _callbacks(recipe: Recipe, phase: Phase) -> list[dict[str, Any]]:
                 f"{section}.callbacks: {name}: every phase keeps its own checkpoints, and the fine-tune its best "
                 "epoch; remove it, and set checkpoint_every and keep_checkpoints of search and finetune"
             )
+        require_callback(name, f"{section}.callbacks")
         if phase == "finetune" or name != "EarlyStopping":
             kept.append(callback)
     return kept

@@ -8,7 +8,14 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from peft import LoraConfig
 from torch import nn
 from torch._dynamo.utils import counters
@@ -116,6 +123,22 @@ def test_the_history_goes_on_where_training_does(module: FinetuneModule, parts: 
 def test_a_fit_without_end_is_refused(module: FinetuneModule, parts: list[Batch]) -> None:
     with pytest.raises(FlexoraError, match="give the Trainer max_epochs or max_steps"):
         trainer([], max_epochs=-1, max_time="00:00:00:09").fit(module, loader(parts))
+
+
+class Averaged(EMAWeightAveraging):
+    """One's own average."""
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [WeightAveraging(), Averaged(), StochasticWeightAveraging(0.1), GradientAccumulationScheduler({0: 2})],
+    ids=lambda callback: type(callback).__name__,
+)
+def test_callbacks_that_change_what_is_trained_or_saved_are_refused(
+    callback: Callback, module: FinetuneModule, parts: list[Batch]
+) -> None:
+    with pytest.raises(FlexoraError, match=r"^callbacks: \w+: .*; remove it, and "):
+        trainer([callback], max_epochs=1).fit(module, loader(parts))
 
 
 def test_clipping_goes_with_bf16(module: FinetuneModule, parts: list[Batch]) -> None:

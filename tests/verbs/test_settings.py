@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from flexora.backbone.limits import Phase
+from flexora.backbone.limits import REFUSED_CALLBACKS, Phase
 from flexora.cli import main
 from flexora.errors import FlexoraError
 from flexora.finetune.history import read_history
@@ -106,6 +106,14 @@ def test_checkpoints_are_refused_in_one_line(
     assert main(["validate", flags[1], flags[2]]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "trainer.callbacks: ModelCheckpoint: every phase keeps its own checkpoints" in line
+
+
+@pytest.mark.parametrize("name", REFUSED_CALLBACKS)
+def test_callbacks_that_change_what_is_trained_or_saved_are_refused(name: str, recipe: Callable[..., Path]) -> None:
+    path = f"lightning.pytorch.callbacks.{name}"
+    parsed = Recipe("run", ["--config", str(recipe()), f"--finetune.trainer.callbacks=[{{class_path: {path}}}]"])
+    with pytest.raises(FlexoraError, match=rf"^finetune.trainer.callbacks: {name}: .*; remove it"):
+        deque(check() for check in checks(parsed, get_args(Phase), trains=True))
 
 
 def test_early_stopping_is_for_the_fine_tune_alone(recipe: Callable[..., Path], tmp_path: Path) -> None:
