@@ -39,6 +39,10 @@ class FiniteSteps(Callback):
         """Go on counting."""
         self.skipped = state_dict["skipped"]
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget losses of steps that are no part of the training: Lightning's LearningRateFinder makes some before."""
+        cast("FinetuneModule", pl_module).step_losses = []
+
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:

@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import (
     Callback,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
+    LambdaCallback,
+    LearningRateFinder,
     ModelCheckpoint,
     StochasticWeightAveraging,
     WeightAveraging,
@@ -139,6 +141,22 @@ def test_callbacks_that_change_what_is_trained_or_saved_are_refused(
 ) -> None:
     with pytest.raises(FlexoraError, match=r"^callbacks: \w+: .*; remove it, and "):
         trainer([callback], max_epochs=1).fit(module, loader(parts))
+
+
+def test_the_search_for_a_learning_rate_leaves_no_losses_behind(
+    module: FinetuneModule, parts: list[Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be told, with their rows, as those of the first step."""
+    monkeypatch.chdir(tmp_path)
+    seen: list[int] = []
+
+    def on_train_batch_start(*_: object) -> None:
+        seen.append(len(module.step_losses))
+
+    finder = LearningRateFinder(num_training_steps=3, update_attr=False)
+    watch = LambdaCallback(on_train_batch_start=on_train_batch_start)
+    trainer([finder, watch], max_steps=2, enable_checkpointing=True).fit(module, loader(parts))
+    assert seen == [0, 0]
 
 
 def test_clipping_goes_with_bf16(module: FinetuneModule, parts: list[Batch]) -> None:
