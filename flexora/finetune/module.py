@@ -215,7 +215,12 @@ class FinetuneModule(L.LightningModule):
         """AdamW on the adapter, warm-up and cosine over all optimiser steps."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         fused = may_fuse(parameters[0].device.type, self.trainer.gradient_clip_val, str(self.trainer.precision))
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            fused=fused or None,  # False would switch foreach off, too, torch's own choice on CUDA
+        )
         steps = self.total_steps
         schedule = get_cosine_schedule_with_warmup(optimizer, round(self.warmup_ratio * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -184,6 +184,13 @@ def test_when_adamw_is_fused(device: str, clip: float | None, precision: str, ex
     assert may_fuse(device, clip, precision) == expected
 
 
+def test_where_adamw_is_not_fused_torch_decides_how_it_runs(module: FinetuneModule, parts: list[Batch]) -> None:
+    """Its default takes several weights at once on CUDA, only where neither way is named."""
+    run = trainer([], max_steps=1)
+    run.fit(module, loader(parts))
+    assert (run.optimizers[0].defaults["fused"], run.optimizers[0].defaults["foreach"]) == (None, None)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_layers_give_the_same_gradients(
     module: FinetuneModule, parts: list[Batch], monkeypatch: pytest.MonkeyPatch
