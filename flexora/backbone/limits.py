@@ -36,8 +36,8 @@ REFUSED_CALLBACKS = {
 _LONG = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
 
 
-def require_precision(precision: str | int | None, phase: Phase) -> None:
-    """Refuse a precision that would round the adapter.
+def require_precision(precision: str | int | None, phase: Phase, dtype: str = "float32") -> None:
+    """Refuse a precision that would round the adapter, or what reaches it.
 
     Lightning's half ``*-true`` modes cast the adapter with the model, and an AdamW step in bfloat16 is mostly rounded
     away; a half-precision base is chosen with ``backbone.dtype`` instead.
@@ -45,6 +45,7 @@ def require_precision(precision: str | int | None, phase: Phase) -> None:
     Args:
         precision: The trainer's precision, as Lightning spells it.
         phase: The phase that is to run.
+        dtype: The precision of the frozen weights.
 
     Raises:
         FlexoraError: If the phase cannot run in it.
@@ -54,6 +55,12 @@ def require_precision(precision: str | int | None, phase: Phase) -> None:
         raise FlexoraError(
             f"{phase}: trainer.precision {precision} is refused: the adapter must stay in float32 and the search takes "
             f"no float16; use {' or '.join(allowed[:-1])}, and backbone.dtype for the frozen weights"
+        )
+    if dtype == "float16" and phase != "evaluate" and _LONG.get(str(precision), str(precision)) != "16-mixed":
+        scaled = ", or trainer.precision 16-mixed, which scales it" if phase == "finetune" else ""
+        raise FlexoraError(
+            f"{phase}: backbone.dtype float16 is refused: gradients would be lost on their way through it, for the "
+            f"loss is not scaled; use bfloat16 or float32{scaled}"
         )
 
 
@@ -94,7 +101,7 @@ def require_callback(name: str, setting: str) -> None:
         raise FlexoraError(f"{setting}: {name}: {REFUSED_CALLBACKS[name]}")
 
 
-def require_trainer(trainer: L.Trainer, phase: Phase) -> None:
+def require_trainer(trainer: L.Trainer, phase: Phase, dtype: str = "float32") -> None:
     """Refuse a Trainer that would round the adapter, deal the rows twice, or whose strategy or callbacks do not suit.
 
     Raises:
@@ -103,7 +110,7 @@ def require_trainer(trainer: L.Trainer, phase: Phase) -> None:
     from lightning.pytorch.strategies import SingleDeviceStrategy
     from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-    require_precision(trainer.precision, phase)
+    require_precision(trainer.precision, phase, dtype)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for kind in type(callback).__mro__:
             require_callback(kind.__name__, "callbacks")

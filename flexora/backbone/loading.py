@@ -42,7 +42,8 @@ class Backbone:
             convert``.
         revision: Branch, tag or commit on the hub.
         dtype: Precision of the frozen weights, or of computing with them where they are quantised. The adapter and
-            alpha are float32 (float64 beside float64 weights).
+            alpha are float32 (float64 beside float64 weights). ``float16`` is for evaluations, and for a fine-tune in
+            ``16-mixed``: elsewhere small gradients would be lost in it.
         quantization: ``nf4`` holds the frozen weights of the decoder in 4 bits (QLoRA; needs ``flexora[4bit]``).
         attention: Attention implementation of transformers. By default ``sdpa``, torch's kernels; ``eager`` where the
             model soft-caps its scores (Gemma 2), which they cannot.

@@ -190,7 +190,7 @@ class FinetuneModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse precisions that would round the adapter, and strategies that cannot be followed."""
-        require_trainer(self.trainer, "finetune")
+        require_trainer(self.trainer, "finetune", self.backbone.dtype)
         if self.model is not None:
             self.prefix.forget()
         if self.prefix_cache:

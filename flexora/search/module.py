@@ -177,7 +177,7 @@ class SearchModule(L.LightningModule):
         Raises:
             FlexoraError: If precision or strategy do not allow it, or the batches are made for other settings.
         """
-        require_trainer(self.trainer, "search")
+        require_trainer(self.trainer, "search", self.backbone.dtype)
         data = getattr(self.trainer, "datamodule", None)
         for name in ("outer_steps", "inner_steps", "batch_size", "accumulate", "validation_batches", "repeats"):
             wanted, given = getattr(self, name), getattr(data, name, None)

@@ -176,7 +176,7 @@ class Recipe:
         Raises:
             FlexoraError: If the phase cannot run in it.
         """
-        require_precision(self.trainer(phase).get("precision"), phase)
+        require_precision(self.trainer(phase).get("precision"), phase, self.sections["backbone"]["dtype"])
 
     def require_strategy(self, phase: Phase) -> None:
         """Refuse a strategy before hours of another phase.

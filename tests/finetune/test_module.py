@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader
 
+from flexora.backbone.limits import Phase, require_precision
 from flexora.backbone.loading import Backbone
 from flexora.data.batch import Batch
 from flexora.errors import FlexoraError
@@ -125,6 +128,33 @@ def test_the_history_goes_on_where_training_does(module: FinetuneModule, parts: 
 def test_a_fit_without_end_is_refused(module: FinetuneModule, parts: list[Batch]) -> None:
     with pytest.raises(FlexoraError, match="give the Trainer max_epochs or max_steps"):
         trainer([], max_epochs=-1, max_time="00:00:00:09").fit(module, loader(parts))
+
+
+@pytest.mark.parametrize(
+    ("phase", "precision", "taken"),
+    [
+        ("search", "32-true", False),
+        ("search", "bf16-mixed", False),
+        ("finetune", None, False),
+        ("finetune", "16-mixed", True),
+        ("finetune", 16, True),
+        ("evaluate", "32-true", True),
+    ],
+)
+def test_a_float16_base_is_trained_only_where_the_loss_is_scaled(
+    phase: Phase, precision: str | int | None, taken: bool
+) -> None:
+    """By itself a gradient of a mean over thousands of tokens has parts that float16 rounds to nothing."""
+    expected = pytest.raises(FlexoraError, match=f"^{phase}: backbone.dtype float16 is refused: .*; use bfloat16")
+    with nullcontext() if taken else expected:
+        require_precision(precision, phase, "float16")
+    require_precision("32-true", phase, "bfloat16")
+
+
+def test_a_trainer_is_asked_whether_it_suits_the_base(module: FinetuneModule, parts: list[Batch]) -> None:
+    module.backbone = replace(module.backbone, dtype="float16")
+    with pytest.raises(FlexoraError, match=r"^finetune: backbone.dtype float16 is refused"):
+        trainer([], max_steps=1).fit(module, loader(parts))
 
 
 class Averaged(EMAWeightAveraging):

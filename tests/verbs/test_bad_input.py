@@ -59,6 +59,7 @@ def failing(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
         (["--backbone.model=/does/not/exist"], "/does/not/exist does not exist"),
         (["--trainer.precision=bf16-true"], "precision bf16-true is refused"),
         (["--search.trainer.precision=16-mixed"], "precision 16-mixed is refused"),
+        (["--backbone.dtype=float16"], "search: backbone.dtype float16 is refused: .* use bfloat16 or float32"),
         (["--adapter.target_modules=[w_proj]"], "unknown projection 'w_proj'"),
         (["--adapter.use_dora=true"], "no DoRA"),
         (["--adapter.layers_to_transform=[1]"], "set by the selection"),
