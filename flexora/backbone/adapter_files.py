@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from math import isfinite
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from flexora.backbone.methods import sits_on_modules
 from flexora.errors import FlexoraError, shown
+from flexora.files import sha256_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +28,8 @@ LARGEST_CONFIG = 10_000_000
 REFUSED = ("megatron_config", "layer_replication", "alora_invocation_tokens")
 #: Settings that say how large new tensors become.
 RANKS = ("r", "init_r", "target_r", "rank_pattern")
+#: Settings that say nothing of what an adapter does: whose it is, and how it was last loaded.
+BESIDE = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 #: A rank that no file has to account for.
 USUAL_RANK = 4096
 
@@ -41,6 +45,42 @@ def require_weights(folder: Path) -> Path:
     if not file.is_file():
         raise FlexoraError(f"the adapter {folder} holds no {SAFETENSORS_WEIGHTS_NAME}; name a whole PEFT folder")
     return file
+
+
+def fingerprint(folder: Path) -> str | None:
+    """Which adapter a folder holds: hashes of its weights and, behind a plus, of its settings; none without weights.
+
+    The same weights under another ``lora_alpha`` are another adapter.
+    """
+    file = folder / SAFETENSORS_WEIGHTS_NAME
+    if not file.is_file():
+        return None
+    weights = sha256_of(file)
+    try:
+        if (folder / CONFIG_NAME).stat().st_size > LARGEST_CONFIG:
+            return weights
+        settings = json.loads((folder / CONFIG_NAME).read_bytes())
+        kept = {name: _in_order(value) for name, value in settings.items() if name not in BESIDE}
+    except (OSError, AttributeError, ValueError, RecursionError):  # told when it is loaded
+        return weights
+    return f"{weights}+{hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()}"
+
+
+def same_adapter(scored: str | None, found: str | None) -> bool:
+    """Whether two fingerprints are of one adapter; what was scored by an older version has a hash of weights alone."""
+    if scored is not None and found is not None and "+" not in scored:
+        found = weights_of(found)
+    return scored == found
+
+
+def weights_of(fingerprint: str) -> str:
+    """The hash of the weights in a fingerprint."""
+    return fingerprint.partition("+")[0]
+
+
+def _in_order(value: object) -> object:
+    """PEFT writes sets of names in an order that varies."""
+    return sorted(value) if isinstance(value, list) and all(isinstance(one, str) for one in value) else value
 
 
 def refuse_pickle(folder: Path) -> None:

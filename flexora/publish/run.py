@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError, safe_open
 
+from flexora.backbone.adapter_files import fingerprint, same_adapter
 from flexora.errors import FlexoraError
 from flexora.files import sha256_of
 from flexora.report.run import Run
@@ -99,8 +100,12 @@ class FinishedRun:
             reason = " ".join(str(error).split())
             raise FlexoraError(f"{root}: cannot read all of the run: {reason[:200]}; run flexora run again") from error
         results = Results.read(folder.results)
-        scored = folder.settings("evaluate")["adapters"]
-        if scored.get(ARM) != sha256 or ARM not in [arm.name for arm in results.arms]:
+        scored = folder.settings("evaluate")["adapters"].get(ARM)
+        if (
+            scored is None
+            or not same_adapter(scored, fingerprint(adapter))
+            or ARM not in [arm.name for arm in results.arms]
+        ):
             raise FlexoraError(
                 f"{root}: the evaluation is not of the adapter in {adapter}; run flexora evaluate with {ARM} among "
                 "evaluate.arms again"

@@ -9,13 +9,11 @@ from typing import Any
 
 import yaml
 
-from flexora.backbone.adapter_files import refuse_pickle
+from flexora.backbone.adapter_files import fingerprint, refuse_pickle
 from flexora.errors import FlexoraError
-from flexora.files import sha256_of
 from flexora.places import own_path
 from flexora.runfolder import RunFolder
 from flexora.trust import known_class
-from flexora.zoo.adapters import WEIGHTS
 from flexora.zoo.references import adapter_folder
 
 #: Phase that trains the adapter of an arm; any other arm but the base is a PEFT folder.
@@ -23,13 +21,9 @@ PHASE_OF_ARM = {"flexora": "finetune", "lora": "lora"}
 
 
 def fingerprints(folder: RunFolder, arms: Iterable[str]) -> dict[str, str | None]:
-    """Hash of every arm's adapter weights, none for the base model or where there are none."""
-    hashes: dict[str, str | None] = {}
-    for arm in arms:
-        place = place_of(folder, arm)
-        file = place and place / WEIGHTS
-        hashes[arm] = sha256_of(file) if file and file.is_file() else None
-    return hashes
+    """Fingerprint of every arm's adapter, none for the base model or where there is none."""
+    places = {arm: place_of(folder, arm) for arm in arms}
+    return {arm: place and fingerprint(place) for arm, place in places.items()}
 
 
 def place_of(folder: RunFolder, arm: str) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flexora.backbone.adapter_files import same_adapter
 from flexora.errors import FlexoraError
 from flexora.scoring.results import Results
 from flexora.verbs.arms import fingerprints
@@ -34,11 +35,11 @@ def gone_arms(recipe: Recipe) -> list[str]:
         return []
     scored = recipe.folder.settings("evaluate")["adapters"]
     others = [arm for arm in scored if arm not in recipe.sections["evaluate"]["arms"]]
-    return [arm for arm in others if _fingerprint(recipe, arm) != scored[arm]]
+    return [arm for arm in others if not same_adapter(scored[arm], _fingerprint(recipe, arm))]
 
 
 def _fingerprint(recipe: Recipe, arm: str) -> str | None:
-    """Hash of an arm's weights; none where there are none, or the hub that has them cannot be reached."""
+    """Fingerprint of an arm's adapter; none where there are none, or the hub that has them cannot be reached."""
     try:
         return fingerprints(recipe.folder, [arm])[arm]
     except FlexoraError:
@@ -51,9 +52,8 @@ def is_scored(recipe: Recipe) -> bool:
         return False
     asked, done = recipe.sections["evaluate"], recipe.folder.settings("evaluate")
     adapters = fingerprints(recipe.folder, asked["arms"])
-    return (
-        all(asked[name] in (done["evaluate"][name], None, False) for name in ("referee", "samples"))
-        and done["adapters"].items() >= adapters.items()
+    return all(asked[name] in (done["evaluate"][name], None, False) for name in ("referee", "samples")) and all(
+        arm in done["adapters"] and same_adapter(done["adapters"][arm], found) for arm, found in adapters.items()
     )
 
 
@@ -63,11 +63,11 @@ def keep_comparisons(results: Results, recipe: Recipe, adapters: Mapping[str, st
     Args:
         results: New results, which are completed.
         recipe: The recipe, whose folder holds the results in whose place they come.
-        adapters: Hashes of the arms' adapters as they are now.
+        adapters: Fingerprints of the arms' adapters as they are now.
     """
     before, scored = Results.read(recipe.folder.results), recipe.folder.settings("evaluate")["adapters"]
     for new, old in zip(results.parts or [results], before.parts or [before], strict=True):
-        said = {arm.name: arm.referee for arm in old.arms if scored[arm.name] == adapters.get(arm.name)}
+        said = {arm.name: arm.referee for arm in old.arms if same_adapter(scored[arm.name], adapters.get(arm.name))}
         for arm in new.arms:
             arm.referee = said.get(arm.name)
 

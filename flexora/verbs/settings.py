@@ -12,6 +12,7 @@ import lightning as L
 import torch
 import yaml
 
+from flexora.backbone.adapter_files import fingerprint, weights_of
 from flexora.backbone.limits import Phase, require_precision, require_strategy
 from flexora.errors import FlexoraError
 from flexora.places import own_path, plain_name
@@ -19,7 +20,6 @@ from flexora.recipe import RecipeParser, recipe_parser
 from flexora.runfolder import RunFolder
 from flexora.search.named import names_file
 from flexora.trust import require_remote_code
-from flexora.verbs.arms import fingerprints
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -229,7 +229,8 @@ class Recipe:
         if phase != "evaluate":  # it scores adapters whatever they were made with
             settings |= {"seed": sections["seed"], "adapter": self.adapter(phase)}
         if phase == "finetune" and self.initial_adapter is not None and self.initial_adapter.is_dir():
-            (settings["initial_adapter"],) = fingerprints(self.folder, [str(self.initial_adapter)]).values()
+            start = fingerprint(self.initial_adapter)  # what is taken over is weights
+            settings["initial_adapter"] = start and weights_of(start)
         return settings
 
 

@@ -270,6 +270,12 @@ def test_figures_of_another_adapter_or_base_are_refused(run_dir: Path, capfd: py
     rewrite(run_dir / "evaluate" / "config.yaml", {"backbone.revision": "v2"})
     assert publish(run_dir) == 2
     assert "trained with backbone.revision None, evaluated with v2" in capfd.readouterr().err
+    settings = run_dir / "finetune" / "adapter" / "adapter_config.json"
+    before = settings.read_text()
+    rewrite(settings, {"lora_alpha": 99})
+    assert publish(run_dir) == 2
+    assert "the evaluation is not of the adapter" in capfd.readouterr().err
+    settings.write_text(before)
     weights = run_dir / "finetune" / "adapter" / "adapter_model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
     assert publish(run_dir) == 2

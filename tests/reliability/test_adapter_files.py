@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from flexora.backbone.adapter_files import read_config
+from flexora.backbone.adapter_files import fingerprint, read_config, same_adapter, weights_of
 from flexora.backbone.adapters import load_adapter
 from flexora.backbone.methods import FullWeights, build_config
 from flexora.cli import main
@@ -47,6 +47,34 @@ def folder(tmp_path: Path) -> Path:
 def change(folder: Path, **settings: Any) -> None:
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        ({}, True),
+        ({"target_modules": ["v_proj", "q_proj"]}, True),  # PEFT writes a set in any order
+        ({"base_model_name_or_path": "elsewhere", "inference_mode": False, "revision": "v2"}, True),
+        ({"lora_alpha": 16}, False),
+        ({"use_rslora": True}, False),
+        ({"alpha_pattern": {"q_proj": 3}}, False),
+    ],
+    ids=str,
+)
+def test_an_adapter_is_its_weights_and_what_they_mean(settings: dict[str, Any], same: bool, folder: Path) -> None:
+    change(folder, target_modules=["q_proj", "v_proj"])
+    scored = fingerprint(folder)
+    change(folder, **settings)
+    found = fingerprint(folder)
+    assert scored is not None
+    assert same_adapter(scored, found) == (scored == found) == same
+    assert same_adapter(weights_of(scored), found)  # as older versions wrote it
+    (folder / "adapter_config.json").write_text("[")
+    assert fingerprint(folder) == weights_of(scored)
+    assert not same_adapter(scored, fingerprint(folder))
+    (folder / "adapter_model.safetensors").unlink()
+    assert fingerprint(folder) is None
+    assert not same_adapter(weights_of(scored), None)
 
 
 def test_a_pickle_is_never_read(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
 
+from flexora.backbone.adapter_files import weights_of
 from flexora.cli import main
 from flexora.errors import FlexoraError
 from flexora.scoring.results import ArmResult, Comparison, Estimate, Results
@@ -61,6 +63,15 @@ def test_a_finished_evaluation_may_be_asked_for_more(
     assert is_scored(asked("--evaluate.samples=true"))
     assert not is_scored(asked("--evaluate.referee=lm-eval"))
     assert not is_scored(asked("--evaluate.arms=[base, lora]"))
+    assert asked_for(asked())["arms"] == ["base", str(adapter)]
+    done, settings = out / "done.json", adapter / "adapter_config.json"
+    before, scored = settings.read_text(), json.loads(done.read_text())
+    scored["adapters"] = {arm: found and weights_of(found) for arm, found in scored["adapters"].items()}
+    settings.write_text(json.dumps(json.loads(before) | {"lora_alpha": 99}))  # the same weights, scaled otherwise
+    assert not is_scored(asked(f"--evaluate.arms=[base, {adapter}]"))
+    assert asked_for(asked())["arms"] == ["base"]
+    done.write_text(json.dumps(scored))  # as it was written before settings were looked at
+    assert is_scored(asked(f"--evaluate.arms=[base, {adapter}]"))
     assert asked_for(asked())["arms"] == ["base", str(adapter)]
     with (adapter / "adapter_model.safetensors").open("ab") as file:
         file.write(b" ")  # another adapter now
