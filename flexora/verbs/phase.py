@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -33,6 +34,11 @@ from flexora.verbs.settings import Recipe, callbacks_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+#: What jsonargparse says where a class of Lightning's refuses to be made, among what else it has tried.
+REFUSED_CLASS = re.compile(
+    r"Problem with given class_path 'lightning\.[\w.]*?(\w+)':\s+(.+?)(?=\n\s*- |\nGiven value|\Z)", re.S
+)
 
 
 class LoggedSettings(Callback):
@@ -214,8 +220,8 @@ def plain_errors(recipe: Recipe, phase: Phase, verb: str | None = None) -> Itera
         raise
 
 
-def _trainer_error(error: Exception) -> FlexoraError:
-    return FlexoraError(f"trainer: {' '.join(str(error).split())}; change that setting of trainer")
+def _trainer_error(error: Exception | str) -> FlexoraError:
+    return FlexoraError(f"trainer: {' '.join(str(error).split()).rstrip('.')}; change that setting of trainer")
 
 
 @contextmanager
@@ -237,6 +243,8 @@ def _own_errors() -> Iterator[None]:
             raise error.__cause__ from None
         if isinstance(error.__cause__, MisconfigurationException):
             raise _trainer_error(error.__cause__) from None
+        if refused := REFUSED_CLASS.search(str(error)):  # a logger whose package is missing, for instance
+            raise _trainer_error(f"{refused[1]}: {refused[2]}") from None
         raise
 
 

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import yaml
+from lightning_utilities.core.imports import RequirementCache
 
 from flexora.backbone.limits import REFUSED_CALLBACKS, Phase
 from flexora.cli import main
@@ -146,6 +147,23 @@ def test_loggers_get_the_recipe_without_its_secrets(
                 assert TOKEN.encode() not in file.read_bytes()
                 assert b"correct horse" not in file.read_bytes()
     assert logged(tmp_path / "out" / "finetune")["finetune"]["selection"] == "0"
+
+
+@pytest.mark.parametrize("value", ["WandbLogger", "[{class_path: WandbLogger}]"])
+@pytest.mark.parametrize("verb", ["search", "run", "estimate", "validate"])
+def test_a_logger_whose_package_is_missing_is_told_in_one_line(
+    verb: str,
+    value: str,
+    recipe: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    missing = RequirementCache("wandb>=9999")
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", missing)
+    config = [str(recipe())] if verb == "validate" else ["--config", str(recipe())]
+    assert main([verb, *config, f"--trainer.logger={value}"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "trainer: WandbLogger: Requirement 'wandb>=9999' not met. HINT: Try running `pip install" in line
 
 
 @pytest.mark.parametrize("tasks", ["1", "2"])  # a job of two tasks has one process too, until srun starts them
