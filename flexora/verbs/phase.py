@@ -20,6 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.distributed import is_torchelastic_launched
 
 from flexora.backbone.limits import Phase, require_callback, require_trainer
 from flexora.data.datamodule import AnswerDataModule
@@ -177,6 +178,15 @@ def _require_processes(trainer: L.Trainer, phase: Phase) -> None:
         FlexoraError: If a launcher has started another number of processes.
     """
     wanted, started = trainer.num_devices * trainer.num_nodes, trainer.world_size
+    if is_torchelastic_launched():  # Lightning takes one device for a process alone, whatever torchrun has started
+        started = int(os.environ.get("WORLD_SIZE", started))
+        if started != wanted:
+            each = int(os.environ.get("LOCAL_WORLD_SIZE", started))
+            nodes = f" and trainer.num_nodes to {started // each}" if started > each else ""
+            raise FlexoraError(
+                f"{phase}: trainer.devices times num_nodes is {wanted}, but torchrun started {started} processes; set "
+                f"trainer.devices to {each}{nodes}"
+            )
     if wanted > 1 and isinstance(getattr(trainer.strategy, "cluster_environment", None), SLURMEnvironment):
         # The job may have tasks enough, and only srun starts them; without it this one would wait for the others.
         started = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))

@@ -182,6 +182,34 @@ def test_one_process_of_slurms_for_several_devices_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("world", "devices", "expected"),
+    [
+        ({"WORLD_SIZE": "2"}, 1, "num_nodes is 1, but torchrun started 2 processes; set trainer.devices to 2"),
+        (
+            {"WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"},
+            2,
+            "num_nodes is 2, but torchrun started 6 processes; set trainer.devices to 3 and trainer.num_nodes to 2",
+        ),
+    ],
+)
+def test_other_processes_of_torchruns_than_devices_are_refused(
+    world: dict[str, str],
+    devices: int,
+    expected: str,
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    started = {"TORCHELASTIC_RUN_ID": "tests", "GROUP_RANK": "0", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in (started | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"} | world).items():
+        monkeypatch.setenv(name, value)
+    line = failing(["search", "--config", str(recipe()), f"--trainer.devices={devices}"], capfd)
+    assert expected in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_run_takes_layers_as_finetune_does(
     recipe: Callable[..., Path], tmp_path: Path, phases_in_process: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
