@@ -17,7 +17,8 @@ import lightning as L
 import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed import is_torchelastic_launched
@@ -28,7 +29,7 @@ from flexora.errors import FlexoraError, Interrupted
 from flexora.interruption import StopOnSignal, follow, leaving
 from flexora.recipe import one_line
 from flexora.secrets import without_secrets
-from flexora.trust import restrict_imports
+from flexora.trust import known_class, restrict_imports
 from flexora.verbs.memory import memory_watched
 from flexora.verbs.progress import progress_bar
 from flexora.verbs.settings import Recipe, callbacks_of
@@ -115,7 +116,8 @@ def lightning_cli(
             for kind, name in (("CSVLogger", "logs/csv"), ("TensorBoardLogger", "logs/tensorboard"))
         ]
     settings["callbacks"] = _callbacks(recipe, phase)
-    bars = [] if settings.get("enable_progress_bar") is False else [progress_bar()]
+    barred = settings.get("enable_progress_bar") is False or any(map(_is_bar, settings["callbacks"]))
+    bars = [] if barred else [progress_bar()]
     restrict_imports()
     # LightningCLI must never see the verb's own command line: it would parse it once more.
     silence()
@@ -169,6 +171,13 @@ def _callbacks(recipe: Recipe, phase: Phase) -> list[dict[str, Any]]:
         if phase == "finetune" or name != "EarlyStopping":
             kept.append(callback)
     return kept
+
+
+def _is_bar(callback: dict[str, Any]) -> bool:
+    """Whether a callback shows the progress: Lightning takes one that does."""
+    path = str(callback.get("class_path"))
+    kind = known_class(path) or getattr(lightning_callbacks, path, None)
+    return isinstance(kind, type) and issubclass(kind, ProgressBar)
 
 
 def _require_processes(trainer: L.Trainer, phase: Phase) -> None:

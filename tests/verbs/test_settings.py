@@ -125,6 +125,13 @@ def test_early_stopping_is_for_the_fine_tune_alone(recipe: Callable[..., Path], 
     assert len(read_history(tmp_path / "out" / "finetune" / "history.csv")) == 2
 
 
+@pytest.mark.parametrize("value", ["[{class_path: RichProgressBar}]", "TQDMProgressBar"])
+def test_a_bar_of_the_users_stands_in_the_place_of_ours(value: str, recipe: Callable[..., Path]) -> None:
+    """Lightning refuses two; a phase's own section may name one by its class alone."""
+    flags = ["--trainer.enable_progress_bar=true", f"--search.trainer.callbacks={value}", "--search.outer_steps=1"]
+    assert main(["search", "--config", str(recipe()), *flags]) == 0
+
+
 def logged(folder: Path) -> dict[str, Any]:
     """What a phase's CSV logger was told of the recipe."""
     settings: dict[str, Any] = yaml.safe_load((folder / "logs" / "csv" / "version_0" / "hparams.yaml").read_text())
