@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +18,9 @@ from flexora.data.generative import UNKNOWN, GenerativeDataModule
 from flexora.data.multiple_choice import MultipleChoiceDataModule, read_question
 from flexora.data.question import Pairs, Question, choices_of
 from flexora.data.reading import Reader, Reading
-from flexora.data.sources import Row, Source, Split
+from flexora.data.sources import Row, Source, Split, split_files
 from flexora.errors import FlexoraError, require_at_least
+from flexora.places import own_path
 
 if TYPE_CHECKING:
     from flexora.scoring.results import Metric
@@ -37,7 +39,8 @@ class OwnRows(AnswerDataModule):
             whose texts are joined by empty lines, such as ``{prompt: [instruction, input]}``; of ``choices`` one for
             each choice. Only the first must be in every row.
         reported_split: The split that is reported.
-        test_rows: Where there is no such split: rows of the train split that are reported instead.
+        test_rows: Where there is no such split: rows of the train split that are reported instead. A cut of one that is
+            there takes ``evaluate_rows``.
         options: Settings of the other bases.
     """
 
@@ -69,12 +72,34 @@ class OwnRows(AnswerDataModule):
         """The rows of a split; of the train split, where the reported rows are cut from it."""
         if self.test_rows is None:
             return super().raw(split)
+        self._require_no_reported_file()
         everything = super().raw("train")
         if self.test_rows >= len(everything):
             raise FlexoraError(f"data.test_rows: {self.test_rows} leaves none of {len(everything)} rows; lower it")
         order = permutation(len(everything), self.split_seed, 3)
         cut, rest = order[: self.test_rows], order[self.test_rows :]
         return everything.select(sorted(cut if split == self.reported_split else rest))
+
+    def check_source(self) -> None:
+        """Find out without loading a row whether a local source can be read, and what is reported of it.
+
+        Raises:
+            FlexoraError: If it cannot, or rows are to be set aside beside a reported split.
+        """
+        super().check_source()
+        if self.test_rows is not None:
+            self._require_no_reported_file()
+
+    def _require_no_reported_file(self) -> None:
+        for file in self._files(self.reported_split):
+            raise FlexoraError(
+                f"data.test_rows: {file} is what is reported; leave test_rows out, and set data.evaluate_rows to "
+                f"report {self.test_rows} of its rows"
+            )
+
+    def _files(self, split: Split) -> list[Path]:
+        """The file of a split of a local source, if there is one."""
+        return split_files(own_path(self.source, "data.source"), split) if self._is_local else []
 
     def has_reported_rows(self) -> bool:
         """Whether there is a reported split."""

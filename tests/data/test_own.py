@@ -122,6 +122,17 @@ def test_reported_rows_may_be_cut_from_the_train_split(tmp_path: Path, chatty: B
         JsonlMultipleChoice(chatty, test_rows=0)
 
 
+@pytest.mark.parametrize(("reported", "file"), [("test", "test.jsonl"), ("validation", "validation.parquet")])
+def test_rows_are_not_set_aside_beside_a_reported_split(reported: Any, file: str, tmp_path: Path) -> None:
+    for name in ("train.jsonl", file):
+        write_jsonl(tmp_path / name, choice_rows(12))
+    data = JsonlMultipleChoice(source=str(tmp_path), reported_split=reported, test_rows=4)
+    expected = rf"data\.test_rows: .*{file} is what is reported; leave test_rows out, and set data\.evaluate_rows"
+    for ask in (data.check_source, lambda: data.raw("train"), lambda: data.raw(reported)):
+        with pytest.raises(FlexoraError, match=expected):
+            ask()
+
+
 def scored_text(data: JsonlInstruction, row: Any) -> tuple[str, str]:
     """A row as text, and what of it is scored, as a batch has it."""
     batch = collate([row], [0], 0, all_choices=False)
