@@ -1,4 +1,4 @@
-"""The README's code runs as it stands, on a tiny model."""
+"""The README's code runs as it stands, on a tiny model, and its recipes can be followed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from peft import PeftModel
+from transformers import PreTrainedTokenizerFast
 
 from flexora import Selection
-from tests.tiny import tiny_model
+from flexora.backbone.loading import Backbone
+from flexora.cli import main
+from tests.tiny import CHAT_TEMPLATE, byte_tokenizer, tiny_model, write_jsonl
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -33,3 +36,20 @@ def test_the_phases_need_no_shell(
     assert {
         int(name.split("layers.")[1].split(".")[0]) for name, _ in adapted.named_parameters() if "lora_A" in name
     } == set(layers)
+
+
+def test_own_rows_stack_on_the_recipe_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cached(backbone: Backbone) -> PreTrainedTokenizerFast:
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = CHAT_TEMPLATE if "Instruct" in backbone.model else None
+        return tokenizer
+
+    monkeypatch.setattr(Backbone, "cached_tokenizer", cached)
+    monkeypatch.chdir(tmp_path)
+    (text,) = re.findall(r"```yaml\n(# mydata\.yaml\n.*?)```", README.read_text(), re.DOTALL)
+    (command,) = re.findall(r"flexora (validate .* --config mydata\.yaml .*)", README.read_text())
+    Path("mydata.yaml").write_text(text)
+    write_jsonl(Path("rows.json"), [{"instruction": "Say", "input": "1", "output": "1"}])
+    assert main(command.split()) == 0, capsys.readouterr().err

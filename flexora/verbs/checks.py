@@ -16,6 +16,7 @@ from flexora.backbone.gguf import PACKAGED_PREFIX, require_packaged
 from flexora.backbone.limits import Phase
 from flexora.backbone.loading import Architecture, Backbone, describe
 from flexora.data.datamodule import AnswerDataModule
+from flexora.data.prompts import require_chat_template
 from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
 from flexora.finetune.prefix import require_one_device
@@ -54,6 +55,7 @@ def checks(recipe: Recipe, phases: Sequence[Phase], *, trains: bool) -> Iterator
         yield partial(_require_reported, data)
         if recipe.sections["evaluate"]["referee"]:
             yield partial(require_referee, data, data.backbone, recipe.devices("evaluate"))
+        yield partial(_check_template, data)
     if "search" in phases:
         yield partial(_build, recipe, "search", built)
         if "search" in built:
@@ -97,16 +99,27 @@ def _require_reported(data: AnswerDataModule) -> None:
 def _find_architecture(recipe: Recipe, found: list[Architecture]) -> None:
     """Add the architecture of a model that lies on this machine, or that the zoo knows; the hub is not asked."""
     backbone = Backbone(**recipe.sections["backbone"])
-    if backbone.model.startswith(PACKAGED_PREFIX):
-        here = require_packaged(backbone.model).is_dir()  # or fetched but not converted yet
-    elif backbone.model.startswith(CONVERTED_PREFIX):
-        here = converted_place(backbone.model).is_dir()  # like one on the hub that is not downloaded yet
-    else:
-        here = Path(backbone.resolve()).is_dir()
-    if here:
+    if _lies_here(backbone):
         found.append(describe(backbone.load_config()))
     elif (facts := known_model(backbone.model)) is not None:
         found.append(describe(facts.config()))
+
+
+def _lies_here(backbone: Backbone) -> bool:
+    if backbone.model.startswith(PACKAGED_PREFIX):
+        return require_packaged(backbone.model).is_dir()  # or fetched but not converted yet
+    if backbone.model.startswith(CONVERTED_PREFIX):
+        return converted_place(backbone.model).is_dir()  # like one on the hub that is not downloaded yet
+    return Path(backbone.resolve()).is_dir()
+
+
+def _check_template(data: AnswerDataModule) -> None:
+    """Check that there is a chat template where one is asked for and the tokenizer lies on this machine."""
+    if data.chat_template:
+        here = _lies_here(data.backbone)
+        tokenizer = data.backbone.load_tokenizer() if here else data.backbone.cached_tokenizer()
+        if tokenizer is not None:
+            require_chat_template(tokenizer)
 
 
 def _build(recipe: Recipe, phase: Phase, built: dict[Phase, Namespace]) -> None:

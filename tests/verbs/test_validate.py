@@ -16,6 +16,7 @@ from flexora.cli import main
 from flexora.errors import FlexoraError
 from flexora.verbs.checks import checks
 from flexora.verbs.settings import Recipe
+from tests.tiny import CHAT_TEMPLATE, save_model
 from tests.verbs.test_arms import trained_folder
 from tests.verbs.test_bad_input import failing
 
@@ -52,6 +53,10 @@ def test_validate_lists_all_arguments_of_a_class(tmp_path: Path, capsys: pytest.
         ({"  trainer: {max_epochs: 2}": "  trainer: {}"}, "nothing says when training ends"),
         ({"finetune:": "evaluate: {arms: [base, flexra]}\nfinetune:"}, "evaluate.arms: flexra has no adapter"),
         (
+            {"max_length: 64": "chat_template: true"},
+            "data.chat_template: the tokenizer has no chat template; leave it at false, or take an instruct model",
+        ),
+        (
             {"max_length: 64": "chat_template: true", "finetune:": "evaluate: {referee: lm-eval}\nfinetune:"},
             "evaluate.referee: ArcEasy has no choices or a chat template",
         ),
@@ -84,6 +89,7 @@ def test_validate_lists_all_arguments_of_a_class(tmp_path: Path, capsys: pytest.
     ids=[
         "epochs",
         "arm",
+        "chat template",
         "referee",
         "evaluation only",
         "not packaged",
@@ -145,6 +151,34 @@ def test_an_adapter_of_another_style_is_refused_before_the_training(
     assert not (tmp_path / "out").exists()
     assert main(["validate", str(file)]) == 2
     assert expected in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, None], ids=["instruct", "base"])
+@pytest.mark.parametrize("place", ["folder", "cache", "hub"])
+def test_a_chat_template_is_looked_for_where_the_tokenizer_is_on_this_machine(
+    place: str,
+    template: str | None,
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The hub itself is not asked: there the first phase will say it."""
+    folder = tmp_path / "model"
+    if place == "cache":
+        root, commit = tmp_path / "hub" / "models--me--tiny", "0" * 40
+        folder = root / "snapshots" / commit
+        (root / "refs").mkdir(parents=True)
+        (root / "refs" / "main").write_text(commit)
+    if place != "hub":
+        save_model(folder, "llama", chat_template=template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("socket.socket.connect", lambda *_, **__: pytest.fail("the hub was asked"))
+    model = str(folder) if place == "folder" else "me/tiny"
+    status = main(["validate", str(recipe()), f"--backbone.model={model}", "--data.chat_template=true"])
+    assert status == (2 if template is None and place != "hub" else 0), capfd.readouterr()
+    if status:
+        assert "data.chat_template: the tokenizer has no chat template" in capfd.readouterr().err
 
 
 def test_a_recipe_for_an_evaluation_alone(recipe: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
