@@ -14,6 +14,7 @@ from flexora.errors import FlexoraError
 from flexora.places import own_path
 from flexora.runfolder import RunFolder
 from flexora.trust import known_class
+from flexora.verbs.bases import require_same_base
 from flexora.zoo.references import adapter_folder
 
 #: Phase that trains the adapter of an arm; any other arm but the base is a PEFT folder.
@@ -39,16 +40,17 @@ def place_of(folder: RunFolder, arm: str) -> Path | None:
     return adapter_folder(arm) or own_path(arm, "the adapter")
 
 
-def existing_adapter(folder: RunFolder, arm: str, option: str) -> Path | None:
+def existing_adapter(folder: RunFolder, arm: str, backbone: dict[str, Any], option: str) -> Path | None:
     """Folder of an arm's adapter; none for the base model.
 
     Args:
         folder: The run's folder.
         arm: The arm.
+        backbone: The backbone section of the recipe.
         option: The option that names the arm, for messages.
 
     Raises:
-        FlexoraError: If there is no adapter in it.
+        FlexoraError: If there is no adapter in it, or a run has trained it on another base model.
     """
     path = place_of(folder, arm)
     if path is not None and not (path / "adapter_config.json").is_file():
@@ -57,24 +59,27 @@ def existing_adapter(folder: RunFolder, arm: str, option: str) -> Path | None:
         raise FlexoraError(f"{option}: {arm} has no adapter in {path}; {remedy}")
     if path is not None:
         refuse_pickle(path)
+        require_same_base(path.parent, backbone, f"{option}: {arm}")
     return path
 
 
-def adapter_of(folder: RunFolder, arm: str, data: dict[str, Any], option: str = "evaluate.arms") -> Path | None:
+def adapter_of(folder: RunFolder, arm: str, sections: dict[str, Any], option: str = "evaluate.arms") -> Path | None:
     """Folder of an arm's adapter, trained with the prompts that it is to be scored with; none for the base model.
 
     Args:
         folder: The run's folder.
         arm: The arm.
-        data: The data section of the recipe.
+        sections: The sections of the recipe, of which ``data`` and ``backbone`` are read.
         option: The option that names the arm, for messages.
 
     Raises:
-        FlexoraError: If there is no adapter in it, or it was trained with prompts of another style.
+        FlexoraError: If there is no adapter in it, or it was trained on another base model or with prompts of another
+            style.
     """
-    path = existing_adapter(folder, arm, option)
+    path = existing_adapter(folder, arm, sections["backbone"], option)
     if path is None:
         return None
+    data = sections["data"]
     _require_same_prompts(arm, _trained_with(path), {"class_path": data["class_path"], **data["init_args"]}, option)
     return path
 

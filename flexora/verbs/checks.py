@@ -75,7 +75,7 @@ def checks(recipe: Recipe, phases: Sequence[Phase], *, trains: bool) -> Iterator
         yield partial(recipe.require_strategy, phase)
     for arm in recipe.sections["evaluate"]["arms"]:
         if arm not in PHASE_OF_ARM:  # those a run trains by itself
-            yield partial(adapter_of, recipe.folder, arm, recipe.sections["data"])
+            yield partial(adapter_of, recipe.folder, arm, recipe.sections)
 
 
 def build(recipe: Recipe, phase: Phase, module_class: type[L.LightningModule], module: dict[str, Any]) -> Namespace:

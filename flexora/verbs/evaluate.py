@@ -21,6 +21,7 @@ from flexora.scoring.results import Results
 from flexora.scoring.samples import write_samples
 from flexora.usage import measured
 from flexora.verbs.arms import adapter_of, fingerprints
+from flexora.verbs.bases import tell_other_base
 from flexora.verbs.phase import lightning_cli, plain_errors
 from flexora.verbs.scored import asked_for, gone_arms, is_scored, keep_comparisons, require_same_rows
 from flexora.verbs.settings import Recipe
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     if again := folder.is_done("evaluate") and not is_scored(recipe):
         require_same_rows(recipe)
     wanted = recipe.sections["evaluate"] = asked_for(recipe)
-    adapters = {arm: adapter_of(folder, arm, recipe.sections["data"]) for arm in wanted["arms"]}
+    adapters = {arm: adapter_of(folder, arm, recipe.sections) for arm in wanted["arms"]}
+    for arm, adapter in adapters.items():
+        tell_other_base(adapter, recipe.sections["backbone"], f"evaluate: {arm}")
     settings = recipe.settings("evaluate") | {"adapters": fingerprints(folder, adapters)}
     cli = lightning_cli(
         recipe,

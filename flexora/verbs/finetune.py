@@ -20,6 +20,7 @@ from flexora.report.html import write_report
 from flexora.search.named import resolve_selection
 from flexora.search.selection import Selection
 from flexora.usage import measured
+from flexora.verbs.bases import require_same_base
 from flexora.verbs.phase import lightning_cli, plain_errors, read_from
 from flexora.verbs.settings import Recipe, long_form
 from flexora.zoo.models import known_model
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     selection = _selection(recipe)
     if recipe.initial_adapter is not None:
         require_start(recipe.initial_adapter)
+        started = f"finetune.warm_start: {recipe.initial_adapter}"
+        require_same_base(recipe.initial_adapter.parent, recipe.sections["backbone"], started)
     place = folder.root / name
     files = FinetuneFiles(place)
     cli = lightning_cli(
@@ -102,6 +105,8 @@ def _selection(recipe: Recipe) -> Selection:
             raise FlexoraError(
                 f"finetune: {recipe.folder.selection} does not exist; run flexora search first, or give --selection"
             )
+        chosen = f"finetune: {recipe.folder.selection}"
+        require_same_base(recipe.folder.selection.parent, recipe.sections["backbone"], chosen)
         text = str(recipe.folder.selection)
     architecture = describe(Backbone(**recipe.sections["backbone"]).load_config())
     selection = resolve_selection(text, architecture.name, architecture.num_layers, recipe.target_modules("finetune"))

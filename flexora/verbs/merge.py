@@ -13,6 +13,7 @@ from flexora.backbone.merging import merge
 from flexora.errors import FlexoraError
 from flexora.places import own_path
 from flexora.verbs.arms import existing_adapter
+from flexora.verbs.bases import tell_other_base
 from flexora.verbs.phase import silence
 from flexora.verbs.settings import Recipe
 
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     own, rest = parser.parse_known_args(arguments)
     recipe = Recipe("merge", rest)
     backbone = Backbone(**recipe.sections["backbone"])
-    adapter = existing_adapter(recipe.folder, own.adapter, "--adapter")
+    adapter = existing_adapter(recipe.folder, own.adapter, recipe.sections["backbone"], "--adapter")
+    tell_other_base(adapter, recipe.sections["backbone"], f"merge: {own.adapter}")
     if adapter is None:
         raise FlexoraError("--adapter: base is the model itself, there is nothing to merge; name an adapter")
     target: Path = own_path(own.to or recipe.folder.root / "merge" / "model", "--to")

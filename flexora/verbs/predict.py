@@ -24,6 +24,7 @@ from flexora.files import write_atomically
 from flexora.scoring.accuracy import RowScore
 from flexora.scoring.module import ScoreModule
 from flexora.verbs.arms import adapter_of
+from flexora.verbs.bases import tell_other_base
 from flexora.verbs.phase import lightning_cli, plain_errors
 from flexora.verbs.settings import Recipe
 
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     own, rest = parser.parse_known_args(arguments)
     recipe = Recipe("evaluate", rest)
     recipe.require_precision("evaluate")
-    adapter = adapter_of(recipe.folder, own.adapter, recipe.sections["data"], "--adapter")
+    adapter = adapter_of(recipe.folder, own.adapter, recipe.sections, "--adapter")
+    tell_other_base(adapter, recipe.sections["backbone"], f"predict: {own.adapter}")
     raw = load_lines(own.rows, "--rows")
     output: Path = own.output or recipe.folder.root / "predictions.jsonl"
     _require_writable(output)

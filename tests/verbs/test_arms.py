@@ -65,12 +65,12 @@ def test_prompts_are_those_of_the_training(
     trained: dict[str, Any], path: str, now: dict[str, Any], named: str | None, tmp_path: Path
 ) -> None:
     adapter = trained_folder(tmp_path, trained)
-    data = {"class_path": path, "init_args": now}
+    sections = {"data": {"class_path": path, "init_args": now}, "backbone": {}}
     if named is None:
-        assert adapter_of(RunFolder(tmp_path / "out"), str(adapter), data) == adapter
+        assert adapter_of(RunFolder(tmp_path / "out"), str(adapter), sections) == adapter
         return
     with pytest.raises(FlexoraError) as caught:
-        adapter_of(RunFolder(tmp_path / "out"), str(adapter), data, "--adapter")
+        adapter_of(RunFolder(tmp_path / "out"), str(adapter), sections, "--adapter")
     assert str(caught.value).startswith(f"--adapter: {adapter} was trained with data.{named}, but is to be scored")
 
 
