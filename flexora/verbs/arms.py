@@ -24,7 +24,7 @@ PHASE_OF_ARM = {"flexora": "finetune", "lora": "lora"}
 def fingerprints(folder: RunFolder, arms: Iterable[str]) -> dict[str, str | None]:
     """Fingerprint of every arm's adapter, none for the base model or where there is none."""
     places = {arm: place_of(folder, arm) for arm in arms}
-    return {arm: place and fingerprint(place) for arm, place in places.items()}
+    return {arm: None if place is None else fingerprint(place) for arm, place in places.items()}
 
 
 def place_of(folder: RunFolder, arm: str) -> Path | None:
