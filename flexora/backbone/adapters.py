@@ -114,7 +114,9 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         if ran_out_of_memory(error):
             raise
         raise unreadable(folder, error) from error
-    left_over = sorted(weights.keys() ^ get_peft_model_state_dict(adapted).keys())
+    # The embeddings may have been saved too, and are then part of what PEFT loads.
+    expected = (get_peft_model_state_dict(adapted, save_embedding_layers=saved) for saved in (False, True))
+    left_over = min((sorted(weights.keys() ^ tensors.keys()) for tensors in expected), key=len)
     if left_over:  # PEFT loads what fits, and at most warns
         raise FlexoraError(
             f"the adapter {folder} does not fit the model, e.g. {left_over[0]}; name one made for this base model"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from flexora.backbone.adapter_files import fingerprint, read_config, same_adapter, weights_of
@@ -75,6 +75,23 @@ def test_an_adapter_is_its_weights_and_what_they_mean(settings: dict[str, Any], 
     (folder / "adapter_model.safetensors").unlink()
     assert fingerprint(folder) is None
     assert not same_adapter(weights_of(scored), None)
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "lm_head"], ["q_proj", "embed_tokens"]], ids=str)
+@pytest.mark.parametrize("saved", [False, True, "auto"])
+def test_an_adapter_may_hold_the_embeddings(targets: list[str], saved: bool | str, tmp_path: Path) -> None:
+    model = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=targets))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(2)
+    model.save_pretrained(tmp_path, save_embedding_layers=saved)
+    found = load_adapter(tiny_model("llama"), tmp_path)
+    expected = PeftModel.from_pretrained(tiny_model("llama"), tmp_path).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    save_file({name: tensor for name, tensor in weights.items() if "layers.2." not in name}, tmp_path / "x")
+    (tmp_path / "x").rename(tmp_path / "adapter_model.safetensors")
+    with pytest.raises(FlexoraError, match=r"does not fit the model, e.g. base_model.model.model.layers.2.self_attn"):
+        load_adapter(tiny_model("llama"), tmp_path)
 
 
 def test_a_pickle_is_never_read(
