@@ -6,12 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from peft import get_layer_status
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
 
 from flexora.backbone.adapters import load_adapter
-from flexora.backbone.families import family_of
 from flexora.errors import FlexoraError
 from flexora.files import new_folder
 
@@ -72,11 +71,12 @@ def _merged(model: PeftModel, folder: Path) -> PreTrainedModel:
     if not isinstance(model.base_model, BaseTuner):  # prompts are no change of weights
         raise FlexoraError(f"the adapter {folder} is of type {kind}, which cannot be merged; use it as an adapter")
     base = model.get_base_model()
-    layers = family_of(type(base).__name__).layers
-    outside = [status.name for status in get_layer_status(model) if f"{layers}." not in status.name]
-    if outside and base.config.tie_word_embeddings:
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    shared = [name for name, module in base.named_modules() if module in ends and isinstance(module, kinds)]
+    if shared and base.config.tie_word_embeddings:
         raise FlexoraError(
-            f"the adapter {folder} changes {outside[0]}, whose weights the model has in a second place too; use it as "
+            f"the adapter {folder} changes {shared[0]}, whose weights the model has in a second place too; use it as "
             "an adapter, or untie the model's embeddings first"
         )
     try:

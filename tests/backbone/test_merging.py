@@ -105,6 +105,19 @@ def test_the_sum_is_in_the_backbones_dtype_and_unquantised(tiny_models: dict[str
         merge(Backbone(str(stored)), adapter, tmp_path / "merged")
 
 
+@pytest.mark.parametrize("name", ["norm", "model.norm"])
+def test_what_is_not_tied_is_merged_in_a_tied_model(name: str, tmp_path: Path) -> None:
+    tied, settings = tmp_path / "tied", {"tie_word_embeddings": True}
+    for part in (tiny_model("llama", **settings), byte_tokenizer()):
+        part.save_pretrained(tied)
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=[name])
+    adapter = save_adapter(tmp_path / "adapter", config, **settings)
+    assert merge(Backbone(str(tied)), adapter, tmp_path / "merged") < 1e-4
+    adapted = logits(PeftModel.from_pretrained(tiny_model("llama", **settings), adapter))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged), adapted, rtol=0, atol=1e-4)
+
+
 def test_what_cannot_be_merged_is_told_in_one_line(
     tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,10 +129,13 @@ def test_what_cannot_be_merged_is_told_in_one_line(
     for part in (tiny_model("llama", **settings), byte_tokenizer()):
         part.save_pretrained(tied)
     head = save_adapter(tmp_path / "head", LoraConfig(r=2, target_modules=["q_proj", "lm_head"]), **settings)
+    kept = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    embedding = save_adapter(tmp_path / "embedding", kept, **settings)
     for model, adapter, expected in (
         (tiny_models["llama"], prompts, "is of type PROMPT_TUNING, which cannot be merged"),
         (tiny_models["llama"], gone, r"\(LORA\) cannot be merged: NaNs detected"),
-        (tied, head, "changes .*lm_head, whose weights the model has in a second place"),
+        (tied, head, "changes lm_head, whose weights the model has in a second place"),
+        (tied, embedding, r"changes model\.embed_tokens, whose weights the model has in a second place"),
     ):
         with pytest.raises(FlexoraError, match=expected) as caught:
             merge(Backbone(str(model)), adapter, tmp_path / "out" / "merged")
