@@ -15,6 +15,9 @@ from flexora.errors import FlexoraError
 from flexora.files import write_atomically, write_json
 from flexora.secrets import without_secrets
 
+#: Setting that holds the hashes of the local files that a phase's rows come from.
+FILES = "files"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -98,7 +101,9 @@ class RunFolder:
                 "that folder to do it again"
             )
         if any((self.root / phase / "checkpoints").glob("*")):
-            self._require_same(self.root / phase / "settings.json", phase, settings)
+            # It compares the rows themselves.
+            begun = {name: value for name, value in settings.items() if name != FILES}
+            self._require_same(self.root / phase / "settings.json", phase, begun)
         write_json(self.root / phase / "settings.json", _shareable(settings))
 
     def require_same(self, phase: str, settings: Mapping[str, Any]) -> None:
@@ -124,8 +129,10 @@ class RunFolder:
     def _require_same(self, file: Path, phase: str, settings: Mapping[str, Any]) -> None:
         if not file.is_file():
             return
-        new = _shareable(settings)
-        old = {name: value for name, value in json.loads(file.read_text()).items() if name in new}
+        new, old = _shareable(settings), json.loads(file.read_text())
+        if FILES not in old:  # of a folder that is older than this setting
+            new.pop(FILES, None)
+        old = {name: value for name, value in old.items() if name in new}
         change = first_difference(old, new)
         if change:
             raise FlexoraError(

@@ -19,7 +19,7 @@ from flexora.data.json_rows import LINE, is_array
 from flexora.data.prompts import require_chat_template
 from flexora.data.question import Pairs, PromptForm
 from flexora.data.reading import FEATURES, Examples, Reader, encode_rows, example_rows, read_row, said_keys
-from flexora.data.sources import HUB_PREFIX, Row, Source, Split, hub_names, require_place, split_files
+from flexora.data.sources import Row, Source, Split, hub_names, is_local, require_place, split_files
 from flexora.errors import FlexoraError, require_at_least
 from flexora.places import own_path
 
@@ -153,7 +153,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
 
     @property
     def _is_local(self) -> bool:
-        return self.source not in ("hub", "packaged") and not self.source.startswith(HUB_PREFIX)
+        return is_local(self.source)
 
     @property
     def unit(self) -> str:

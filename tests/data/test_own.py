@@ -14,6 +14,7 @@ from flexora.backbone.loading import Backbone
 from flexora.data.batch import collate
 from flexora.data.chat import read_messages
 from flexora.data.generative import until
+from flexora.data.local_files import local_files
 from flexora.data.own import JsonlInstruction, JsonlMultipleChoice, choice_index
 from flexora.errors import FlexoraError
 from flexora.verbs.finetune import main
@@ -131,6 +132,38 @@ def test_rows_are_not_set_aside_beside_a_reported_split(reported: Any, file: str
     for ask in (data.check_source, lambda: data.raw("train"), lambda: data.raw(reported)):
         with pytest.raises(FlexoraError, match=expected):
             ask()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "read"),
+    [
+        ("arc.ArcEasy", {}, (["test"], ["test", "train"])),
+        ("arc.ArcEasy", {"num_fewshot": 1}, (["test", "train"], ["test", "train"])),
+        ("boolq.BoolQ", {}, (["validation"], ["train", "validation"])),
+        ("own.JsonlInstruction", {"reported_split": "test"}, (["test"], ["test", "train", "validation"])),
+        ("own.JsonlInstruction", {"reported_split": "validation"}, (["validation"], ["train", "validation"])),
+    ],
+)
+def test_phases_know_the_files_that_they_read(
+    name: str, settings: dict[str, Any], read: tuple[list[str], list[str]], tmp_path: Path
+) -> None:
+    for split in ("train", "validation", "test"):
+        write_jsonl(tmp_path / f"{split}.jsonl", choice_rows(2))
+    data = {"class_path": f"flexora.data.{name}", "init_args": {"source": str(tmp_path), **settings}}
+    for trains in (False, True):
+        before = local_files(data, trains=trains)
+        assert sorted(before) == [f"{split}.jsonl" for split in read[trains]]
+    assert len(set(before.values())) == 1
+    write_jsonl(tmp_path / "train.jsonl", choice_rows(3))
+    assert [file for file, value in local_files(data, trains=True).items() if value != before[file]] == ["train.jsonl"]
+    file = {**settings, "source": str(tmp_path / "train.jsonl"), "test_rows": 1}
+    assert list(local_files(data | {"init_args": file}, trains=False)) == ["train.jsonl"]
+    for place in ("hub", "packaged", "hub:me/mine"):
+        assert local_files(data | {"init_args": {**settings, "source": place}}, trains=True) == {}
+    mixture = {"class_path": "flexora.data.mixture.CommonsenseMixture", "init_args": {"source": str(tmp_path)}}
+    (tmp_path / "BoolQ").mkdir()
+    write_jsonl(tmp_path / "BoolQ" / "validation.jsonl", choice_rows(2))
+    assert list(local_files(mixture, trains=False)) == ["BoolQ/validation.jsonl"]
 
 
 def scored_text(data: JsonlInstruction, row: Any) -> tuple[str, str]:

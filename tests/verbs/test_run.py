@@ -17,8 +17,11 @@ from flexora.cli import main
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
 from tests.commands import start_command
+from tests.tiny import save_benchmark
 from tests.verbs.test_bad_input import failing
 from tests.verbs.test_pipeline import PER_LAYER
+
+SAMPLES = "--evaluate.samples=true"
 
 
 def test_run_does_everything_and_a_second_run_says_so(
@@ -117,6 +120,32 @@ def test_a_selections_file_that_has_changed(
     file.write_text(json.dumps(chosen | {"targets": {"1": ["v_proj"]}}))
     assert "(targets.1 ['q_proj'] -> ['v_proj'])" in failing(arguments, capfd)
     file.unlink()  # what was done with it can still be looked at
+    assert main(arguments) == 0
+
+
+def test_local_rows_that_have_changed(
+    recipe: Callable[..., Path], tmp_path: Path, phases_in_process: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows, out = save_benchmark(tmp_path / "rows"), tmp_path / "out"
+    arguments = ["run", "--config", str(recipe()), f"--data.init_args.source={rows}", "--evaluate.arms=[flexora]"]
+    assert main(arguments) == 0
+    for split, refused in (("train", ["search"]), ("test", ["search", "evaluate"])):
+        whole = (rows / f"{split}.jsonl").read_text()
+        (rows / f"{split}.jsonl").write_text(whole[: whole[:-1].rindex("\n") + 1])
+        for phase in refused:
+            line = failing(arguments if phase == "search" else [phase, *arguments[1:], SAMPLES], capfd)
+            assert f"{out / phase} was made with other settings (files.{split}.jsonl " in line
+        (rows / f"{split}.jsonl").write_text(whole)
+    capfd.readouterr()
+    assert main(arguments) == 0
+    assert "all done" in capfd.readouterr().out
+    for file in out.rglob("done.json"):  # folders that are older than the hashes
+        done = json.loads(file.read_text())
+        assert sorted(done.pop("files")) == ["test.jsonl", "train.jsonl"][: 1 if file.parent.name == "evaluate" else 2]
+        file.write_text(json.dumps(done))
+    (rows / "test.jsonl").write_text("")
+    assert main(arguments) == 0
+    shutil.rmtree(rows)  # what was done with them can still be looked at
     assert main(arguments) == 0
 
 
