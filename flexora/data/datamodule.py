@@ -26,8 +26,8 @@ class AnswerDataModule(EncodedDataModule):
 
     The train split is shuffled by ``train_seed``; its first ``validation_rows`` are held out (the search's outer
     problem and the fine-tune's choice of the best epoch), the next ``train_rows`` are trained on; held-out rows that
-    are trained on too are left out. The reported split is only ever evaluated; train rows that occur in it are left
-    out. ``development_rows`` stand in its place.
+    are trained on too are left out. Own rows may have a split that is held out instead. The reported split is only ever
+    evaluated; train rows that occur in it are left out. ``development_rows`` stand in its place.
 
     The settings are those of :class:`EncodedDataModule`.
     """
@@ -45,23 +45,56 @@ class AnswerDataModule(EncodedDataModule):
     @cached_property
     def _train_order(self) -> list[int]:
         total = len(self.train_split)
-        wanted = self.validation_rows + (self.train_rows or 1)
+        wanted = self._cut_rows + (self.train_rows or 1)
         if wanted > total:
+            cut = f"validation_rows {self._cut_rows} and " if self._cut_rows else ""
             raise FlexoraError(
-                f"data: {self.benchmark_name} has {total} train rows, but validation_rows {self.validation_rows} and "
-                f"train_rows {self.train_rows or 'all'} need {wanted}; lower one of them"
+                f"data: {self.benchmark_name} has {total} train rows, but {cut}"
+                f"train_rows {self.train_rows or 'all'} need {wanted}; lower {'one of them' if cut else 'train_rows'}"
             )
         return [int(row) for row in permutation(total, self.train_seed, 0)]
 
+    @property
+    def _cut_rows(self) -> int:
+        """Rows that are held out of the train split."""
+        return 0 if self.has_held_out_split() else self.validation_rows
+
     @cached_property
     def train_split(self) -> Dataset:
-        """The train rows that do not occur in the reported split, nor among the development rows."""
-        rows = self._train_rows
-        if self.development_rows is None:
+        """The train rows that do not occur in the reported split, among the development rows or in a held-out split."""
+        rows, others = self._train_rows, {}
+        if self.development_rows is not None:
+            scored = set(self.development_set["line"])
+            rows = rows.select([place for place, line in enumerate(rows["line"]) if line not in scored])
+            others["the development rows"] = self.development_set
+        if self.has_held_out_split():
+            others["the validation split"] = self._held_out_split
+        return without_reported(rows, others, self.benchmark_name, self.unit) if others else rows
+
+    def has_held_out_split(self) -> bool:
+        """Whether a split of its own is held out, in place of a cut of the train split."""
+        return False
+
+    @cached_property
+    def _held_out_split(self) -> Dataset:
+        """The rows of the validation split that are scored nowhere."""
+        scored = {f"the {self.reported_name} split": self.reported_split_rows} if self.has_reported_rows() else {}
+        if self.development_rows is not None:
+            scored["the development rows"] = self.development_set
+        rows = without_reported(self.rows("validation"), scored, self.benchmark_name, self.unit, "validation")
+        if not len(rows):
+            raise FlexoraError(
+                f"data: {self.benchmark_name}: all validation rows are reported too; remove the file, or mend it"
+            )
+        return rows
+
+    @cached_property
+    def _held_out_rows(self) -> Dataset:
+        """Those that are held out: all, or as many as are asked for."""
+        rows = self._held_out_split
+        if self.validation_rows >= len(rows):
             return rows
-        scored = set(self.development_set["line"])
-        rest = rows.select([place for place, line in enumerate(rows["line"]) if line not in scored])
-        return without_reported(rest, {"the development rows": self.development_set}, self.benchmark_name, self.unit)
+        return rows.select(sorted(permutation(len(rows), self.train_seed, 5)[: self.validation_rows].tolist()))
 
     @cached_property
     def _train_rows(self) -> Dataset:
@@ -91,7 +124,7 @@ class AnswerDataModule(EncodedDataModule):
         return self.benchmark.has(self.source, self.reported_split)
 
     def split(self, draw: int = 0) -> tuple[Dataset, Dataset]:
-        """The rows to train on, and those held out of the train split.
+        """The rows to train on, and those that are held out.
 
         Args:
             draw: 0 for the split itself; other numbers deal the same rows anew, for the repeats of a search.
@@ -109,12 +142,14 @@ class AnswerDataModule(EncodedDataModule):
         return {}
 
     def _draw(self, draw: int) -> tuple[Dataset, Dataset]:
-        end = None if self.train_rows is None else self.validation_rows + self.train_rows
+        end = None if self.train_rows is None else self._cut_rows + self.train_rows
         order = self._train_order[:end]
         if draw:
             order = [order[place] for place in permutation(len(order), self.train_seed, draw)]
-        held_out, trained = order[: self.validation_rows], order[self.validation_rows :]
+        held_out, trained = order[: self._cut_rows], order[self._cut_rows :]
         train = self.train_split.select(trained)
+        if self.has_held_out_split():  # the repeats of a search keep them: there are no others
+            return train, self._held_out_rows
         return train, without_trained(self.train_split.select(held_out), train, self.benchmark_name, draw)
 
     @cached_property
@@ -124,7 +159,7 @@ class AnswerDataModule(EncodedDataModule):
 
     @cached_property
     def validation_set(self) -> Dataset:
-        """The rows held out of the train split."""
+        """The rows that are held out."""
         return self.split()[1]
 
     @property

@@ -46,7 +46,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
             together in fewer; any number by default. The search draws ``search.batch_size`` rows whatever their length.
         evaluate_tokens: Tokens of one forward pass in evaluation, padding included; it decides speed and memory alone.
             Eight times as many where answers are generated.
-        validation_rows: Rows held out of the train split.
+        validation_rows: Rows held out of the train split; at most so many of a held-out split of the user's own.
         train_rows: Rows to train on; all that remain by default.
         evaluate_rows: Rows of the reported split to evaluate, drawn by ``split_seed``; all by default.
         development_rows: Score so many rows of the train split, drawn by ``split_seed``, in place of the reported

@@ -46,7 +46,9 @@ def usable_rows(encoded: Dataset, place: str, unit: str, *, skip: bool) -> Datas
     return rows.select([index for index, problem in enumerate(problems) if not problem])
 
 
-def without_reported(train: Dataset, reported: Mapping[str, Dataset], benchmark: str, unit: str) -> Dataset:
+def without_reported(
+    train: Dataset, reported: Mapping[str, Dataset], benchmark: str, unit: str, split: str = "train"
+) -> Dataset:
     """The train rows whose question and right answer occur in no reported split, and word of the others.
 
     Args:
@@ -54,6 +56,7 @@ def without_reported(train: Dataset, reported: Mapping[str, Dataset], benchmark:
         reported: By its name for the message, encoded rows of each reported split.
         benchmark: The benchmark's name, for the message.
         unit: What ``line`` counts: lines of a file, or rows.
+        split: What the train rows are called: a validation split must not share them either.
     """
     said = {key: place for place, rows in reported.items() for key in rows["said"]}
     asked = {key for rows in reported.values() for key in rows["asked"]}
@@ -62,12 +65,12 @@ def without_reported(train: Dataset, reported: Mapping[str, Dataset], benchmark:
     if places:
         lines = [line for line, place in zip(train["line"], found, strict=True) if place is not None]
         names = ", ".join(map(str, lines[:SHOWN])) + (", ..." if len(lines) > SHOWN else "")
-        say(f"data: {benchmark}: {len(lines)} train rows occur in {places} and are left out: {unit} {names}")
+        say(f"data: {benchmark}: {len(lines)} {split} rows occur in {places} and are left out: {unit} {names}")
         train = train.select([index for index, place in enumerate(found) if place is None])
     shared = sum(key in asked for key in train["asked"])
     if shared:
         place = " and ".join(reported) if len(reported) == 1 else "the reported splits"
-        say(f"data: {benchmark}: {shared} train rows ask a question of {place} with another answer; kept")
+        say(f"data: {benchmark}: {shared} {split} rows ask a question of {place} with another answer; kept")
     return train
 
 

@@ -34,6 +34,9 @@ SET_ASIDE = "set-aside train"
 class OwnRows(AnswerDataModule):
     """Where the user's own rows come from.
 
+    A folder's ``validation.jsonl`` (or ``.json``, ``.parquet``) is what is held out, unless it is reported: at most
+    ``validation_rows`` of its rows, drawn by ``train_seed``. Train rows that occur in it are left out.
+
     Args:
         columns: For each field its column, where they have other names, such as ``{prompt: question}``; or several,
             whose texts are joined by empty lines, such as ``{prompt: [instruction, input]}``; of ``choices`` one for
@@ -70,7 +73,7 @@ class OwnRows(AnswerDataModule):
 
     def raw(self, split: Split) -> Dataset:
         """The rows of a split; of the train split, where the reported rows are cut from it."""
-        if self.test_rows is None:
+        if self.test_rows is None or split not in ("train", self.reported_split):
             return super().raw(split)
         self._require_no_reported_file()
         everything = super().raw("train")
@@ -100,6 +103,10 @@ class OwnRows(AnswerDataModule):
     def _files(self, split: Split) -> list[Path]:
         """The file of a split of a local source, if there is one."""
         return split_files(own_path(self.source, "data.source"), split) if self._is_local else []
+
+    def has_held_out_split(self) -> bool:
+        """Whether there is a file of rows to hold out."""
+        return self.reported_split != "validation" and bool(self._files("validation"))
 
     def has_reported_rows(self) -> bool:
         """Whether there is a reported split."""

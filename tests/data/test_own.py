@@ -134,6 +134,54 @@ def test_rows_are_not_set_aside_beside_a_reported_split(reported: Any, file: str
             ask()
 
 
+def test_a_validation_file_is_what_is_held_out(
+    tmp_path: Path, chatty: Backbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = choice_rows(20)
+    write_jsonl(tmp_path / "train.jsonl", rows[:12])
+    write_jsonl(tmp_path / "validation.jsonl", rows[10:17])
+    write_jsonl(tmp_path / "test.jsonl", rows[16:])
+    settings: dict[str, Any] = {"source": str(tmp_path), "columns": COLUMNS}
+
+    def asked(part: datasets.Dataset) -> list[int]:
+        texts = [str(chatty.load_tokenizer().decode(ids[0])) for ids in part["sequences"]]
+        return [int(text.split()[1].rstrip("?")) for text in texts]
+
+    data = JsonlMultipleChoice(chatty, validation_rows=200, **settings)
+    assert asked(data.validation_set) == list(range(10, 16))  # 16 is reported
+    assert sorted(asked(data.train_set)) == list(range(10))
+    told = capsys.readouterr().err
+    assert "2 train rows occur in the validation split and are left out: line 11, 12\n" in told
+    assert "1 validation rows occur in the test split and are left out: line 7\n" in told
+
+    few = JsonlMultipleChoice(chatty, validation_rows=3, train_rows=5, **settings)
+    assert len(held := asked(few.validation_set)) == 3
+    assert set(held) < set(range(10, 16))
+    assert len(first := asked(few.train_set)) == 5
+    train, validation = few.split(1)
+    assert asked(validation) == held
+    assert sorted(asked(train)) == sorted(first)
+    draws = [JsonlMultipleChoice(chatty, validation_rows=3, train_seed=seed, **settings) for seed in range(4)]
+    assert len({tuple(asked(draw.validation_set)) for draw in draws}) > 1
+    with pytest.raises(FlexoraError, match=r"has 10 train rows, but train_rows 11 need 11; lower train_rows"):
+        _ = JsonlMultipleChoice(chatty, train_rows=11, **settings).train_set
+
+    reported = JsonlMultipleChoice(chatty, reported_split="validation", validation_rows=3, **settings)
+    assert asked(reported.reported_set) == list(range(10, 17))
+    assert set(asked(reported.validation_set)) < set(range(10))
+    (tmp_path / "test.jsonl").unlink()
+    cut = JsonlMultipleChoice(chatty, test_rows=4, **settings)
+    parts = [set(asked(part)) for part in (cut.train_set, cut.validation_set, cut.reported_set)]
+    assert len(parts[2]) == 4
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 17
+    scored = JsonlMultipleChoice(chatty, test_rows=4, development_rows=3, **settings)
+    parts = [set(asked(part)) for part in (scored.train_set, scored.validation_set, scored.reported_set)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 13
+    write_jsonl(tmp_path / "test.jsonl", rows[10:17])
+    with pytest.raises(FlexoraError, match="all validation rows are reported too; remove the file, or mend it"):
+        _ = JsonlMultipleChoice(chatty, **settings).validation_set
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "read"),
     [
