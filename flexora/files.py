@@ -90,6 +90,16 @@ def write_atomically(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def append(path: Path, text: str) -> None:
+    """Add text to the end of a file, where a reader may find its last line cut short.
+
+    Raises:
+        FlexoraError: If the file cannot be written to or the disk is full.
+    """
+    with _told(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
     """Say in one line why a file cannot be written."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +16,18 @@ from rich.console import Console
 from flexora.data.batching import length_batches
 from flexora.data.columns import renamed
 from flexora.data.datamodule import loader
+from flexora.data.fingerprint import rows_fingerprint
 from flexora.data.generative import GenerativeDataModule
 from flexora.data.json_rows import as_row, load_lines, numbers
 from flexora.data.own import OwnRows
 from flexora.data.rows import EncodedRows
 from flexora.errors import FlexoraError
-from flexora.files import write_atomically
+from flexora.files import sha256_of
 from flexora.scoring.accuracy import RowScore
 from flexora.scoring.module import ScoreModule
-from flexora.verbs.arms import adapter_of
+from flexora.scoring.partial import Answer, PartialAnswers
+from flexora.secrets import without_secrets
+from flexora.verbs.arms import adapter_of, fingerprints
 from flexora.verbs.bases import tell_other_base
 from flexora.verbs.phase import lightning_cli, plain_errors
 from flexora.verbs.settings import Recipe
@@ -45,7 +49,8 @@ def main(arguments: Sequence[str]) -> int:
         allow_abbrev=False,
         description="Answers for new rows, one JSON object a line: prompt and choices, or prompt alone, or messages, "
         "as the recipe's data class reads them; data.columns holds for them too. Prompts are written in the style of "
-        "the recipe. Other options are those of flexora evaluate.",
+        "the recipe. Answers are kept as they come: the same command goes on from them. Other options are those of "
+        "flexora evaluate.",
     )
     parser.add_argument("--rows", type=Path, required=True, help="the new rows")
     parser.add_argument("--adapter", default="flexora", help="flexora (default), lora, base, or a PEFT folder")
@@ -58,13 +63,14 @@ def main(arguments: Sequence[str]) -> int:
     raw = load_lines(own.rows, "--rows")
     output: Path = own.output or recipe.folder.root / "predictions.jsonl"
     _require_writable(output)
+    kept = PartialAnswers(output)
     cli = lightning_cli(
         recipe,
         "evaluate",
         ScoreModule,
         {"backbone": recipe.sections["backbone"], "adapter": None if adapter is None else str(adapter)},
         trainer={"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
-        callbacks=[],
+        callbacks=[kept],
         folder=recipe.folder.root / "predict",
     )
     data: AnswerDataModule = cli.datamodule
@@ -72,25 +78,47 @@ def main(arguments: Sequence[str]) -> int:
     room = data.answer_room if isinstance(data, GenerativeDataModule) else 0
     rows = data.encode(raw, str(own.rows), (), data.new_reader(), reported=True, room=room)
     cli.model.data, data.trainer = data, cli.trainer
-    with plain_errors(recipe, "evaluate", "predict"):
-        # Trainer.predict would put a batch sampler of its own in the place of ours.
-        cli.trainer.test(cli.model, dataloaders=_loader(data, rows), verbose=False)
+    kept.go_on(_made_with(recipe, own, cli.model.backbone.fingerprint(), rows))
+    left = rows.select([place for place, line in enumerate(rows["line"]) if line not in kept.answers])
+    if kept.answers and cli.trainer.is_global_zero:
+        print(f"predict: goes on from {len(kept.answers)} answers in {kept.file}", file=sys.stderr)
+    columns = data.columns if isinstance(data, OwnRows) else {}
+    lines = set(left["line"])
+    new = ((number, row) for number, row in zip(numbers(raw), raw, strict=True) if number in lines)
+    texts = {number: renamed(as_row(row), columns).get("choices", []) for number, row in new}
+
+    def answer(index: int) -> Answer:
+        row = left[index]
+        if generates:
+            return {"line": row["line"], "answer": cli.model.generated[index]}
+        choice = _choice(cli.model.log_likelihoods[index], row["chars"], texts[row["line"]], data)
+        return {"line": row["line"], **choice}
+
+    kept.expect(answer)
+    if len(left):
+        with plain_errors(recipe, "evaluate", "predict"):
+            # Trainer.predict would put a batch sampler of its own in the place of ours.
+            cli.trainer.test(cli.model, dataloaders=_loader(data, left), verbose=False)
     if not cli.trainer.is_global_zero:  # another device's process of the same command: the first one writes
         return 0
-    cli.model.require_rows(len(rows))
-    kept, columns = set(rows["line"]), data.columns if isinstance(data, OwnRows) else {}
-    new = ((number, row) for number, row in zip(numbers(raw), raw, strict=True) if number in kept)
-    texts = {number: renamed(as_row(row), columns).get("choices", []) for number, row in new}
-    answers = [
-        {"line": line, "answer": cli.model.generated[index]}
-        if generates
-        else {"line": line, **_choice(cli.model.log_likelihoods[index], rows[index]["chars"], texts[line], data)}
-        for index, line in enumerate(rows["line"])
-    ]
-    lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-    write_atomically(output, "".join(lines))
-    Console().print(f"{len(answers)} answers in {output}", soft_wrap=True)
+    if len(left):
+        cli.model.require_rows(len(left))
+    kept.finish()
+    Console().print(f"{len(kept.answers)} answers in {output}", soft_wrap=True)
     return 0
+
+
+def _made_with(recipe: Recipe, own: argparse.Namespace, weights: str | None, rows: Dataset) -> dict[str, Any]:
+    """What the answers depend on: with anything else they must not be gone on with."""
+    settings = {name: value for name, value in recipe.settings("evaluate").items() if name != "evaluate"}
+    made_with = {
+        "rows": {"file": sha256_of(own.rows), "tokens": rows_fingerprint(rows)},
+        "adapter": fingerprints(recipe.folder, [own.adapter]),
+        "weights": weights,
+        **settings,
+    }
+    kept: dict[str, Any] = json.loads(without_secrets(json.dumps(made_with)))
+    return kept
 
 
 def _require_writable(output: Path) -> None:

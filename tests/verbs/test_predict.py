@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from flexora.data.datamodule import AnswerDataModule
 from flexora.data.json_rows import load_lines
 from flexora.data.mmlu import Mmlu
 from flexora.data.own import JsonlInstruction, JsonlMultipleChoice
+from flexora.scoring.module import ScoreModule
 from tests.tiny import write_jsonl
 from tests.verbs.test_bad_input import failing
 from tests.verbs.test_data import data_section, read_lines
@@ -65,6 +68,54 @@ def test_a_new_row_of_mmlu_is_asked_like_a_reported_one(tmp_path: Path, tiny_mod
     answered = data.encode(new, "new", (), data.new_reader(), reported=True)
     assert answered["line"] == [1]  # the other one names no subject
     assert answered["sequences"] == data.reported_split_rows["sequences"]
+
+
+@pytest.mark.parametrize("generates", [False, True], ids=["choices", "answers"])
+def test_what_is_answered_outlives_an_interruption(
+    generates: bool,
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The same command goes on, and ends with what one go gives; with other rows or settings it is refused."""
+    kind = "JsonlInstruction" if generates else "JsonlMultipleChoice"
+    room = ", max_new_tokens: 3" if generates else ""
+    config = data_section(
+        recipe(), f"class_path: {kind}\ninit_args: {{source: here, evaluate_tokens: 1, max_length: 64{room}}}"
+    )
+    new = write_jsonl(tmp_path / "new.jsonl", [{"prompt": f"Say {n}", "choices": ["é", "elm"]} for n in range(5)])
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    part = tmp_path / "two.jsonl.part"
+    flags = ["predict", "--config", str(config), f"--rows={new}", "--adapter=base"]
+    assert main([*flags, f"--output={one}"]) == 0
+    scored, answer = [], ScoreModule.test_step
+
+    def test_step(module: ScoreModule, batch: Any, batch_idx: int) -> None:
+        answer(module, batch, batch_idx)
+        scored.append(batch["rows"])
+        if len(scored) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(ScoreModule, "test_step", test_step)
+    flags.append(f"--output={two}")
+    capfd.readouterr()
+    assert main(flags) == 143
+    assert "flexora predict: interrupted; the same command goes on from what is done" in capfd.readouterr().err
+    assert not two.exists()
+    assert len(read_lines(part)) == 3
+    with part.open("a") as file:
+        file.write('{"line": 5, "ans')  # a loss of power
+    other = write_jsonl(tmp_path / "other.jsonl", read_lines(new)[:4])
+    for flag, change in ((f"--rows={other}", "rows.file "), ("--data.max_length=63", "data.max_length 64 -> 63")):
+        assert f"{part} was begun with other rows or settings ({change}" in failing([*flags, flag], capfd)
+    assert main(flags) == 0
+    assert f"goes on from 2 answers in {part}" in capfd.readouterr().err
+    assert len(scored) == 5
+    assert two.read_text() == one.read_text()
+    assert not part.exists()
+    two.rename(part)
+    assert f"{part} holds no answers of flexora's; delete it" in failing(flags, capfd)
 
 
 @pytest.mark.parametrize(
