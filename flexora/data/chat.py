@@ -103,8 +103,9 @@ def write_conversation(
     Args:
         messages: The turns; the last is the assistant's.
         tokenizer: The base model's tokenizer, with a chat template.
-        every_turn: Score every turn of the assistant (training) or the last alone (evaluation). A greeting that answers
-            nothing is never scored.
+        every_turn: Score every turn of the assistant (training) or the last alone (evaluation, and training where the
+            template writes the last turn in another way, as Qwen3's does). A greeting that answers nothing is never
+            scored.
 
     Raises:
         ValueError: If the template refuses it, or writes a turn in another way once others follow it.
@@ -122,7 +123,10 @@ def write_conversation(
         whole, answer = render(messages[: place + 1], tokenizer, opened=False), messages[place]["content"].strip()
         start = whole.find(answer, len(before))
         if not kept or not whole.startswith(before) or start < 0:
-            raise ValueError("the chat template writes turns in another way once others follow")
+            raise ValueError(
+                "the chat template writes turns in another way once others follow"
+                + ("; set data.every_turn to false to train on the last alone" if every_turn and places[1:] else "")
+            )
         # Some templates write more behind the last turn alone: a turn ends with the line that its answer ends in.
         said = start + len(answer)
         end = said + len(_first_line(whole[said:]))

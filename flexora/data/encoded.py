@@ -75,6 +75,8 @@ class EncodedDataModule(L.LightningDataModule, ABC):
     trained: ClassVar[bool] = True
     #: Whether few-shot examples are drawn, or the first rows taken.
     drawn_examples: ClassVar[bool] = True
+    #: Whether all turns of the assistant are trained on, or the last alone.
+    every_turn: bool = True
 
     def __init__(
         self,
@@ -224,7 +226,7 @@ class EncodedDataModule(L.LightningDataModule, ABC):
             "room": room,
             "chat": self.chat_template,
             "examples": self.examples if reported else {},
-            "every_turn": not reported,
+            "every_turn": self.every_turn and not reported,
             "code": code_fingerprint(*here, *own, reader),
         }
         encoded = raw.map(

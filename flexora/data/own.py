@@ -237,8 +237,9 @@ class JsonlInstruction(OwnRows, GenerativeDataModule):
 
     Args:
         messages: Rows are chats: lists of ``role`` and ``content``, or of ShareGPT's ``from`` and ``value``, written by
-            the tokenizer's chat template. Every turn of the assistant is trained on, and the evaluation asks for the
-            last.
+            the tokenizer's chat template. The evaluation asks for the assistant's last turn.
+        every_turn: Train on every turn of the assistant; with ``false`` on the last alone, for templates that write
+            turns in another way once others follow, as Qwen3's does with its empty thoughts.
         separator: What stands between prompt and response where no chat template is used.
         exact_match: Generate answers in the evaluation, and count those that equal the response; else the loss is what
             is reported.
@@ -251,6 +252,7 @@ class JsonlInstruction(OwnRows, GenerativeDataModule):
         self,
         *args: Any,
         messages: bool = False,
+        every_turn: bool = True,
         separator: str = "\n",
         exact_match: bool = False,
         **kwargs: Any,
@@ -261,6 +263,7 @@ class JsonlInstruction(OwnRows, GenerativeDataModule):
         if messages and self.num_fewshot:
             raise FlexoraError("data.num_fewshot: chats take no solved examples; leave it at 0")
         self.messages = messages
+        self.every_turn = every_turn
         self.separator = separator
         literal = separator.replace("{", "{{").replace("}", "}}")
         self.template = "{stem}" if self.chat_template or messages else f"{{stem}}{literal}"

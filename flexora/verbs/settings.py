@@ -45,6 +45,7 @@ UNDECISIVE_DATA: dict[Phase, set[str]] = {
         "train_seed",
         "validation_rows",
         "evaluate_tokens",
+        "every_turn",
         "objective",
         "validation_objective",
         "weights",

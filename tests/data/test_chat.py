@@ -150,6 +150,26 @@ def test_templates_that_rewrite_turns_are_refused(template: str) -> None:
         write_conversation(chat("a", "b", "c", "d"), tokenizer_with(template), every_turn=True)
 
 
+def test_the_last_turn_alone_may_be_scored_where_a_template_writes_it_otherwise() -> None:
+    """Qwen3 writes an empty thought before the last answer, and none before the others."""
+    thought = "<think>\n\n</think>\n\n"
+    tokenizer = tokenizer_with(
+        CHAT_TEMPLATE.replace(
+            "{{ message['content'] }}",
+            f"{{{{ {thought!r} if loop.last and message['role'] == 'assistant' }}}}{{{{ message['content'] }}}}",
+        )
+    )
+    messages = chat("one?", "first", "two?", "second")
+    with pytest.raises(
+        ValueError, match=r"others follow; set data\.every_turn to false to train on the last alone"
+    ):
+        scored(messages, tokenizer, every_turn=True)
+    text, stretches = scored(messages, tokenizer, every_turn=False)
+    assert text == tokenizer.apply_chat_template(messages, tokenize=False)
+    assert stretches == [f"{thought}second<eos>"]
+    assert scored(messages[:2], tokenizer, every_turn=True)[1] == [f"{thought}first<eos>"]  # one turn is no trouble
+
+
 @pytest.mark.parametrize("scheme", SPACED)
 @pytest.mark.parametrize("answer", ["\n\nyes", "  yes", " yes", "yes", ":yes"])
 def test_an_answer_never_changes_the_tokens_of_its_prompt(answer: str, scheme: str) -> None:

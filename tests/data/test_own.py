@@ -347,6 +347,8 @@ def test_every_turn_of_the_assistant_is_trained_on_and_the_last_is_reported(tmp_
     assert scored_text(data, row) == (whole, "1<eos>22<eos>")
     assert row["answer_tokens"] == len("1") + len("22") + 2
     assert scored_text(data, data.rows("train", reported=True)[0]) == (whole, "22<eos>")
+    last = JsonlInstruction(chatty, str(tmp_path), messages=True, columns={"messages": "chat"}, every_turn=False)
+    assert scored_text(last, last.rows("train")[0]) == (whole, "22<eos>")
     # What is too long is cut at its beginning: here inside the first question, then inside the first answer.
     length = row["length"] + 1
     cut = JsonlInstruction(
