@@ -20,6 +20,7 @@ from flexora.data.prompts import require_chat_template
 from flexora.data.question import Pairs, PromptForm
 from flexora.data.reading import FEATURES, Examples, Reader, encode_rows, example_rows, read_row, said_keys
 from flexora.data.sources import Row, Source, Split, hub_names, is_local, require_place, split_files
+from flexora.data.tables import TABLES
 from flexora.errors import FlexoraError, require_at_least
 from flexora.places import own_path
 
@@ -39,7 +40,8 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         backbone: The base model, whose tokenizer is used. Recipes fill it in from their own section.
         source: ``hub``, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/CONFIGURATION``, either with ``@REVISION`` behind it (a
             commit, tag or branch), ``packaged``, a folder of ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` (or
-            ``.json``, ``.parquet``), or one such file: the train split.
+            ``.json``, ``.parquet``, ``.csv``; or shards, ``train-00000-of-00003.parquet``), or one such file: the train
+            split.
         batch_size: Rows of one forward pass in training, on each device; at most so many where
             ``max_tokens_per_batch`` is given.
         max_tokens_per_batch: Most tokens of one forward pass of the fine-tune, padding included, so that long rows go
@@ -143,6 +145,10 @@ class EncodedDataModule(L.LightningDataModule, ABC):
         """
         raise FlexoraError(f"predict: {self.benchmark_name} says not how a new row is read; take another data class")
 
+    def new_row(self, row: Row) -> Row:
+        """A row to be answered, by the names that :meth:`new_reader` knows."""
+        return row
+
     @property
     def benchmark_name(self) -> str:
         """Name of the benchmark."""
@@ -159,9 +165,9 @@ class EncodedDataModule(L.LightningDataModule, ABC):
 
     @property
     def unit(self) -> str:
-        """What messages count: lines of the user's JSON-lines files, or rows."""
+        """What messages count: lines of the user's JSON-lines file, or rows."""
         files = split_files(own_path(self.source, "data.source"), "train") if self._is_local else []
-        return "line" if any(file.suffix != ".parquet" and not is_array(file) for file in files) else "row"
+        return "line" if [file.suffix not in TABLES and not is_array(file) for file in files] == [True] else "row"
 
     def check_source(self) -> None:
         """Find out without loading a row whether a local source can be read.

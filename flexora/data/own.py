@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
@@ -50,6 +50,8 @@ class OwnRows(AnswerDataModule):
     benchmark = Source(hub=None, fields=())
     #: The fields that a recipe may map.
     own_fields: tuple[str, ...]
+    #: What every new row says, whatever its columns are.
+    fixed: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -119,11 +121,19 @@ class OwnRows(AnswerDataModule):
 
     def new_reader(self) -> Reader:
         """Reads a new row, whose columns may have the names of the own rows too."""
-        return partial(_read_renamed, columns=self.columns, read=super().new_reader())
+        return partial(_read_new, columns=self.columns, fixed=self.fixed, read=super().new_reader())
+
+    def new_row(self, row: Row) -> Row:
+        """The row with the fields' names, and what all rows say."""
+        return _new_row(row, self.columns, self.fixed)
 
 
-def _read_renamed(row: Row, columns: Columns, read: Reader) -> Reading:
-    return read(renamed(row, columns))
+def _new_row(row: Row, columns: Columns, fixed: Mapping[str, Any]) -> Row:
+    return {**renamed(row, columns), **fixed}
+
+
+def _read_new(row: Row, columns: Columns, fixed: Mapping[str, Any], read: Reader) -> Reading:
+    return read(_new_row(row, columns, fixed))
 
 
 def choice_index(answer: Any, choices: Sequence[str], first: int) -> int:
@@ -148,8 +158,15 @@ def _require_text(name: str, text: object) -> None:
         raise FlexoraError(f"data.{name}: {text} is no text; where it begins with #, write it in the recipe, in quotes")
 
 
-def _own_question(row: Row, columns: Columns, first: int) -> Question:
-    prompt, choices = pick(row, "prompt", columns), choices_of(pick(row, "choices", columns))
+def _require_labels(labels: Sequence[str], columns: Columns) -> None:
+    if "choices" in columns:
+        raise FlexoraError("data.choices: data.columns.choices names the choices of each row; remove one of the two")
+    if len(set(labels)) < max(2, len(labels)) or not all(label.strip() for label in labels):
+        raise FlexoraError(f"data.choices: {labels} are not two or more different labels; mend them")
+
+
+def _own_question(row: Row, columns: Columns, first: int, labels: Sequence[str] = ()) -> Question:
+    prompt, choices = pick(row, "prompt", columns), tuple(labels) or choices_of(pick(row, "choices", columns))
     question = Question(prompt, choices, choice_index(pick(row, "answer", columns), choices, first))
     if choices.count(choices[question.answer]) > 1:
         raise ValueError(f"the answer {choices[question.answer]!r} is there more than once")
@@ -162,6 +179,7 @@ class JsonlMultipleChoice(OwnRows, MultipleChoiceDataModule):
     ``answer`` is the text of the right choice, its letter, or its number.
 
     Args:
+        choices: The choices of all rows, such as ``[negative, positive]``: a row is then a prompt and its answer.
         template: The context in the completion style, with a place for ``{stem}``, which is the prompt.
         letters_template: The context in the letters style, with places for ``{stem}`` and ``{options}``.
         first_answer: The number of the first choice where answers are numbers.
@@ -175,6 +193,7 @@ class JsonlMultipleChoice(OwnRows, MultipleChoiceDataModule):
     def __init__(
         self,
         *args: Any,
+        choices: Sequence[str] = (),
         template: str = "{stem}",
         letters_template: str = "{stem}\n{options}\nAnswer:",
         first_answer: Literal[0, 1] = 0,
@@ -194,6 +213,9 @@ class JsonlMultipleChoice(OwnRows, MultipleChoiceDataModule):
             for place in places:
                 if f"{{{place}}}" not in text:
                     raise FlexoraError(f"data.{name}: {text!r} has no place {{{place}}}; add it")
+        if choices:
+            _require_labels(choices, self.columns)
+            self.fixed = {"choices": list(choices)}
         self.template = template
         self.letters_template = letters_template
         self.first_answer = first_answer
@@ -205,7 +227,8 @@ class JsonlMultipleChoice(OwnRows, MultipleChoiceDataModule):
 
     def reader(self) -> Reader:
         """Reads a row through the mapping of columns."""
-        question = partial(_own_question, columns=self.columns, first=self.first_answer)
+        labels = self.fixed.get("choices", ())
+        question = partial(_own_question, columns=self.columns, first=self.first_answer, labels=labels)
         return partial(read_question, question=question, write=self.writer())
 
 
@@ -281,7 +304,7 @@ class JsonlInstruction(OwnRows, GenerativeDataModule):
     def new_reader(self) -> Reader:
         """Reads a new row: a ``prompt``, or ``messages`` that the assistant is to answer."""
         if self.messages:
-            return partial(_read_renamed, columns=self.columns, read=_new_conversation)
+            return partial(_read_new, columns=self.columns, fixed={}, read=_new_conversation)
         return super().new_reader()
 
     @property

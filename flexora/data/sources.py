@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, concatenate_datasets, load_dataset
 
 from flexora.data.fingerprint import code_fingerprint
-from flexora.data.json_rows import generated, load_lines
+from flexora.data.json_rows import TEXT, generated, load_lines
+from flexora.data.tables import TABLES, load_table
 from flexora.errors import FlexoraError, first_line, shown
 from flexora.packaged import ROWS_WHEEL, cache_folder
 from flexora.places import own_path, plain_name, plain_revision
@@ -23,7 +25,9 @@ Split = Literal["train", "validation", "test"]
 
 HUB_PREFIX = "hub:"
 #: Kinds of files that hold rows.
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", *TABLES)
+#: What the names of shards end in, with their number.
+OF_SHARDS = re.compile(r"-of-(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Source:
         Args:
             where: ``hub``, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/CONFIGURATION``, either with ``@REVISION`` behind it
                 (a commit, tag or branch), ``packaged``, a folder with ``train.jsonl``, ``validation.jsonl``,
-                ``test.jsonl`` (or ``.json``, ``.parquet``), or one such file of any name, which is the train split.
+                ``test.jsonl`` (or ``.json``, ``.parquet``, ``.csv``; or shards such as
+                ``train-00000-of-00003.parquet``), or one such file of any name, which is the train split.
             split: The split to load.
 
         Raises:
@@ -148,10 +153,14 @@ def hub_revision(where: str) -> str | None:
 
 
 def split_files(place: Path, split: Split) -> list[Path]:
-    """The file of a split, if it is there; a file by itself is the train split."""
+    """The files of a split, if they are there: one, or its shards; a file by itself is the train split."""
     if place.is_file():
         return [place] if split == "train" else []
-    return [file for suffix in SUFFIXES if (file := place / f"{split}{suffix}").is_file()][:1]
+    for name in (split, f"{split}-[0-9]*"):
+        for suffix in SUFFIXES:
+            if files := sorted(file for file in place.glob(f"{name}{suffix}") if file.is_file()):
+                return files
+    return []
 
 
 def require_place(place: Path) -> Path:
@@ -167,22 +176,36 @@ def require_place(place: Path) -> Path:
     return place
 
 
-def load_files(place: Path, split: Split) -> Dataset:
-    """Load ``<split>.jsonl``, ``.json`` or ``.parquet`` of a folder, or the file itself as train split.
+def load_rows(files: Sequence[Path], option: str = "data.source") -> Dataset:
+    """Load the rows of files of one kind.
+
+    Args:
+        files: A file, or several whose rows follow one another: they are counted through.
+        option: The option that names them, for messages.
 
     Raises:
-        FlexoraError: If folder or file are missing or empty.
+        FlexoraError: If they are of no kind that is known, cannot be read, or hold no row.
     """
-    for file in split_files(require_place(place), split):
-        if file.suffix != ".parquet":
-            return load_lines(file)
-        try:
-            dataset = load_dataset("parquet", data_files=str(file), split="train")
-        except Exception as error:  # one kind of error per reader and version
-            raise FlexoraError(f"data.source: cannot read {file}: {first_line(error)}; mend the file") from error
-        if len(dataset) == 0:
-            raise FlexoraError(f"data.source: {file} holds no row; add rows or name another file")
-        return dataset
+    if files[0].is_file() and files[0].suffix not in SUFFIXES:
+        raise FlexoraError(f"{option}: {files[0]} is no {' or '.join(SUFFIXES)} file; name one")
+    if files[0].suffix in TABLES:
+        return load_table(files, option)
+    parts = [load_lines(file, option) for file in files]
+    return parts[0] if len(parts) == 1 else concatenate_datasets([part.select_columns(TEXT) for part in parts])
+
+
+def load_files(place: Path, split: Split) -> Dataset:
+    """Load ``<split>.jsonl``, ``.json``, ``.parquet`` or ``.csv`` of a folder, or its shards, or the file itself.
+
+    Raises:
+        FlexoraError: If folder or file are missing or empty, or shards are missing.
+    """
+    if files := split_files(require_place(place), split):
+        named = OF_SHARDS.search(files[-1].stem)
+        if named and int(named[1]) != len(files):
+            found = f"{len(files)} of {int(named[1])} {split} files"
+            raise FlexoraError(f"data.source: {place} has {found}; add the others")
+        return load_rows(files)
     if place.is_file():
         raise FlexoraError(
             f"data.source: {place} is the train split alone; cut a {split} split from it with data.test_rows, or name "

@@ -14,13 +14,12 @@ import torch
 from rich.console import Console
 
 from flexora.data.batching import length_batches
-from flexora.data.columns import renamed
 from flexora.data.datamodule import loader
 from flexora.data.fingerprint import rows_fingerprint
 from flexora.data.generative import GenerativeDataModule
-from flexora.data.json_rows import as_row, load_lines, numbers
-from flexora.data.own import OwnRows
+from flexora.data.json_rows import as_row, numbers
 from flexora.data.rows import EncodedRows
+from flexora.data.sources import load_rows
 from flexora.errors import FlexoraError
 from flexora.files import sha256_of
 from flexora.scoring.accuracy import RowScore
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Answer the rows of a JSON-lines file, and write one line for each.
+    """Answer the rows of a file, and write one line of JSON for each.
 
     Raises:
         FlexoraError: If the recipe, the rows, the adapter or the output does not allow it.
@@ -47,10 +46,10 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="flexora predict",
         allow_abbrev=False,
-        description="Answers for new rows, one JSON object a line: prompt and choices, or prompt alone, or messages, "
-        "as the recipe's data class reads them; data.columns holds for them too. Prompts are written in the style of "
-        "the recipe. Answers are kept as they come: the same command goes on from them. Other options are those of "
-        "flexora evaluate.",
+        description="Answers for new rows, in a .jsonl, .json, .parquet or .csv file: prompt and choices, or prompt "
+        "alone, or messages, as the recipe's data class reads them; data.columns and data.choices hold for them too. "
+        "Prompts are written in the style of the recipe. Answers are kept as they come: the same command goes on from "
+        "them. Other options are those of flexora evaluate.",
     )
     parser.add_argument("--rows", type=Path, required=True, help="the new rows")
     parser.add_argument("--adapter", default="flexora", help="flexora (default), lora, base, or a PEFT folder")
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     recipe.require_precision("evaluate")
     adapter = adapter_of(recipe.folder, own.adapter, recipe.sections, "--adapter")
     tell_other_base(adapter, recipe.sections["backbone"], f"predict: {own.adapter}")
-    raw = load_lines(own.rows, "--rows")
+    raw = load_rows([own.rows], "--rows")
     output: Path = own.output or recipe.folder.root / "predictions.jsonl"
     _require_writable(output)
     kept = PartialAnswers(output)
@@ -82,10 +81,9 @@ def main(arguments: Sequence[str]) -> int:
     left = rows.select([place for place, line in enumerate(rows["line"]) if line not in kept.answers])
     if kept.answers and cli.trainer.is_global_zero:
         print(f"predict: goes on from {len(kept.answers)} answers in {kept.file}", file=sys.stderr)
-    columns = data.columns if isinstance(data, OwnRows) else {}
     lines = set(left["line"])
     new = ((number, row) for number, row in zip(numbers(raw), raw, strict=True) if number in lines)
-    texts = {number: renamed(as_row(row), columns).get("choices", []) for number, row in new}
+    texts = {number: data.new_row(as_row(row)).get("choices", []) for number, row in new}
 
     def answer(index: int) -> Answer:
         row = left[index]

@@ -160,9 +160,7 @@ def test_the_last_turn_alone_may_be_scored_where_a_template_writes_it_otherwise(
         )
     )
     messages = chat("one?", "first", "two?", "second")
-    with pytest.raises(
-        ValueError, match=r"others follow; set data\.every_turn to false to train on the last alone"
-    ):
+    with pytest.raises(ValueError, match=r"others follow; set data\.every_turn to false to train on the last alone"):
         scored(messages, tokenizer, every_turn=True)
     text, stretches = scored(messages, tokenizer, every_turn=False)
     assert text == tokenizer.apply_chat_template(messages, tokenize=False)

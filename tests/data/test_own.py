@@ -81,6 +81,33 @@ def test_columns_are_mapped_and_templates_are_the_users(tmp_path: Path, chatty: 
         JsonlMultipleChoice(chatty, template="{question}")
 
 
+def test_all_rows_may_have_the_same_choices(tmp_path: Path, chatty: Backbone) -> None:
+    (tmp_path / "train.csv").write_text("text,label\nGood.,1\nBad.,neg\n")
+    settings: dict[str, Any] = {"columns": {"prompt": "text", "answer": "label"}, "choices": ["neg", "pos"]}
+    data = JsonlMultipleChoice(chatty, source=str(tmp_path), **settings)
+    rows = data.rows("train")
+    assert rows["answer"] == [1, 0]
+    assert [data.tokenizer.decode(ids) for ids in rows[1]["sequences"]] == ["Bad. neg", "Bad. pos"]
+    assert data.new_row({"text": "So?"})["choices"] == ["neg", "pos"]
+    asked = data.new_reader()({"text": "So?"}).pairs
+    assert asked is not None
+    assert asked.pairs == (("So?", " neg"), ("So?", " pos"))
+
+
+@pytest.mark.parametrize(
+    ("choices", "columns", "expected"),
+    [
+        (["neg"], {}, r"\['neg'\] are not two or more different labels; mend them"),
+        (["neg", "neg"], {}, "are not two or more different labels"),
+        (["neg", " "], {}, "are not two or more different labels"),
+        (["neg", "pos"], {"choices": "opts"}, r"data\.columns\.choices names the choices of each row; remove one"),
+    ],
+)
+def test_choices_of_all_rows_that_are_none(choices: list[str], columns: dict[str, Any], expected: str) -> None:
+    with pytest.raises(FlexoraError, match=rf"^data\.choices: .*{expected}"):
+        JsonlMultipleChoice(choices=choices, columns=columns)
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
@@ -106,7 +133,7 @@ def test_a_field_may_be_put_together_from_several_columns(tmp_path: Path, chatty
 def test_reported_rows_may_be_cut_from_the_train_split(tmp_path: Path, chatty: Backbone) -> None:
     write_jsonl(tmp_path / "train.jsonl", choice_rows(12))
     settings: dict[str, Any] = {"source": str(tmp_path), "columns": COLUMNS, "validation_rows": 3}
-    with pytest.raises(FlexoraError, match=r"has no test\.jsonl or test\.json or test\.parquet"):
+    with pytest.raises(FlexoraError, match=r"has no test\.jsonl or test\.json or test\.parquet or test\.csv"):
         _ = JsonlMultipleChoice(chatty, **settings).reported_set
     data = JsonlMultipleChoice(chatty, test_rows=4, **settings)
     parts = [data.train_set, data.validation_set, data.reported_set]

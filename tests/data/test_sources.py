@@ -51,6 +51,54 @@ def test_all_formats_give_the_rows(suffix: str, tmp_path: Path) -> None:
     assert [as_row(row) for row in load_files(tmp_path, "validation")] == ROWS
 
 
+TEXTS = [{"prompt": f"{n}, or\n{n}?", "answer": answer} for n, answer in enumerate(["None", "007", "1.0", "é"])]
+CSV = '"prompt",answer\r\n' + "".join(f'"{row["prompt"]}",{row["answer"]}\r\n' for row in TEXTS)
+
+
+def test_cells_of_csv_are_texts_as_they_stand(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_bytes(b"\xef\xbb\xbf" + CSV.encode() + b"\r\nlast,\r\n")
+    assert load_files(file, "train").to_list() == [*TEXTS, {"prompt": "last", "answer": None}]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "train.csv holds no row"),
+        ("prompt,answer\n", "train.csv holds no row"),
+        ("prompt,answer\na,b\n\nc,d,e\n", "cannot read .*train.csv: line 4 has 3 cells, the header 2; mend"),
+        ('prompt,answer\na,"b\n', "cannot read .*train.csv: unexpected end of data"),
+        ("prompt\n\udcff\n", "cannot read .*train.csv: .*codec can't decode"),
+    ],
+    ids=["empty", "header", "cells", "quote", "not utf-8"],
+)
+def test_csv_that_cannot_be_read(content: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert re.search(expected, refusal(lambda: load_files(tmp_path, "train")))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet", "csv"])
+def test_shards_follow_one_another_and_are_counted_through(suffix: str, tmp_path: Path) -> None:
+    parts = [TEXTS[:1], TEXTS[1:3], TEXTS[3:]]
+    for number, part in enumerate(parts):
+        file = tmp_path / f"train-0000{number}-of-00003.{suffix}"
+        if suffix == "json":
+            file.write_text(json.dumps(part) if number else json.dumps(part[0]))
+        elif suffix == "jsonl":
+            write_jsonl(file, part)
+        else:
+            dataset = datasets.Dataset.from_list(part)
+            (dataset.to_csv if suffix == "csv" else dataset.to_parquet)(file)
+    rows = load_files(tmp_path, "train")
+    assert [as_row(row) for row in rows] == TEXTS
+    assert list(numbers(rows)) == [1, 2, 3, 4]
+    assert ArcEasy(source=str(tmp_path)).unit == "row"
+    file.unlink()
+    assert f"{tmp_path} has 2 of 3 train files; add the others" in refusal(lambda: load_files(tmp_path, "train"))
+    write_jsonl(tmp_path / "train.jsonl", TEXTS[:1])  # one file goes before parts
+    assert len(load_files(tmp_path, "train")) == 1
+
+
 def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("\n\n".join(json.dumps(row) for row in ROWS) + "\n\n")
     rows = load_files(tmp_path, "train")
@@ -186,10 +234,10 @@ def test_missing_places(tmp_path: Path) -> None:
     assert f"{missing} is not a folder" in refusal(lambda: load_files(missing, "train"))
     write_jsonl(tmp_path / "train.jsonl", ROWS)
     lacking = refusal(lambda: load_files(tmp_path, "test"))
-    assert f"{tmp_path} has no test.jsonl or test.json or test.parquet; add the file" in lacking
-    (tmp_path / "rows.csv").write_text("prompt\n")
-    other = refusal(lambda: load_files(tmp_path / "rows.csv", "train"))
-    assert "rows.csv is not a folder, nor a .jsonl or .json or .parquet file; name one" in other
+    assert f"{tmp_path} has no test.jsonl or test.json or test.parquet or test.csv; add the file" in lacking
+    (tmp_path / "rows.txt").write_text("prompt\n")
+    other = refusal(lambda: load_files(tmp_path / "rows.txt", "train"))
+    assert "rows.txt is not a folder, nor a .jsonl or .json or .parquet or .csv file; name one" in other
 
 
 def test_a_file_by_itself_is_the_train_split(tmp_path: Path) -> None:

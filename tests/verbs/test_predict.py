@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from flexora.backbone.loading import Backbone
@@ -57,6 +58,21 @@ def test_a_mapped_choice_is_shown(recipe: Callable[..., Path], benchmark_folder:
     array.write_text(json.dumps([{"prompt": "Which is oak?", "options": ["oak", "elm"]}]))
     assert main(["predict", "--config", str(config), "--rows", str(array), "--adapter=base", f"--output={output}"]) == 0
     assert read_lines(output) == [answer]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_new_rows_in_tables(suffix: str, recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """Of labels that all rows share, a row needs none."""
+    config = data_section(
+        recipe(),
+        "class_path: JsonlMultipleChoice\ninit_args: {source: here, columns: {prompt: text}, choices: ['no', maybe]}",
+    )
+    table, file = datasets.Dataset.from_list([{"text": "Is it?"}, {"text": "And so?"}]), tmp_path / f"new{suffix}"
+    (table.to_csv if suffix == ".csv" else table.to_parquet)(file)
+    assert main(["predict", "--config", str(config), f"--rows={file}", "--adapter=base"]) == 0
+    answers = read_lines(tmp_path / "out" / "predictions.jsonl")
+    assert [answer["line"] for answer in answers] == [1, 2]
+    assert {answer["choice"] for answer in answers} <= {"no", "maybe"}
 
 
 def test_a_new_row_of_mmlu_is_asked_like_a_reported_one(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
@@ -122,11 +138,12 @@ def test_what_is_answered_outlives_an_interruption(
     ("flags", "expected"),
     [
         (["--rows=/does/not/exist"], "--rows: cannot read /does/not/exist"),
+        ([f"--rows={__file__}"], "test_predict.py is no .jsonl or .json or .parquet or .csv file; name one"),
         (["--adapter=flexra"], "--adapter: flexra has no adapter in flexra; name one of base, flexora, lora or"),
         (["--output=/dev/null/said.jsonl"], "--output: cannot write to /dev/null: "),
         (["--data.source=hub"], "line 1: choices is missing among prompt"),
     ],
-    ids=["rows", "adapter", "output", "line"],
+    ids=["rows", "kind of rows", "adapter", "output", "line"],
 )
 def test_predict_names_the_option_and_the_line(
     flags: list[str],

@@ -25,6 +25,16 @@ from tests.verbs.test_bad_input import failing
 STOPPING = "{class_path: EarlyStopping, init_args: {monitor: val_loss, min_delta: 1000, patience: 1}}"
 
 
+@pytest.mark.parametrize("labels", [["no", "yes"], ["off", "on"], ["2024-01-31", "12:30"], ["1", "null"]])
+def test_a_text_stays_a_text(labels: list[str], recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """YAML has other ideas of some words: a recipe's own, in quotes, and those that a run keeps."""
+    flags = ["--data=JsonlMultipleChoice", f"--data.source={tmp_path}", f"--data.choices={labels}"]
+    parsed = Recipe("run", ["--config", str(recipe()), *flags])
+    assert parsed.sections["data"]["init_args"]["choices"] == labels
+    (tmp_path / "kept.yaml").write_text(parsed.text)
+    assert Recipe("run", ["--config", str(tmp_path / "kept.yaml")]).sections == parsed.sections
+
+
 @pytest.mark.parametrize("verb", ["run", "finetune", "validate"])
 def test_a_flag_that_a_phases_own_setting_makes_void_is_refused(verb: str, recipe: Callable[..., Path]) -> None:
     arguments = ["--config", str(recipe()), "--trainer.max_epochs", "1"]
