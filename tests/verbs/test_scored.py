@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import CSVLogger
 from peft import LoraConfig, get_peft_model
 
 from flexora.backbone.adapter_files import weights_of
@@ -82,6 +84,35 @@ def test_a_finished_evaluation_may_be_asked_for_more(
     assert f"evaluate: {adapter}: its adapter is not the one that was scored; left out" in " ".join(
         capfd.readouterr().err.split()
     )
+
+
+def test_named_loggers_get_the_figures_once(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One that fails loses nothing; where none is named there are no logs."""
+    adapter, out, logs = tmp_path / "adapter", tmp_path / "out", tmp_path / "logs"
+    get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(adapter)
+    flags = ["evaluate", "--config", str(recipe()), f"--adapter={adapter}"]
+    logger = f"--trainer.logger={{class_path: CSVLogger, init_args: {{save_dir: {logs}, name: csv}}}}"
+    assert main([*flags, logger]) == 0
+    results = Results.read(out / "evaluate" / "results.json")
+    (row,) = csv.DictReader((logs / "csv" / "version_0" / "metrics.csv").read_text().splitlines())
+    assert row.pop("step") == "0"
+    assert {name: float(value) for name, value in row.items()} == {
+        f"{arm.name}/{name}": value
+        for arm in results.arms
+        for name, value in [("loss", arm.loss), *((name, metric.value) for name, metric in arm.metrics.items())]
+    }
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("no way\nthere")
+
+    monkeypatch.setattr(CSVLogger, "log_metrics", fail)
+    capfd.readouterr()
+    assert main([*flags, logger, f"--output_dir={tmp_path / 'two'}"]) == 0
+    assert "evaluate: CSVLogger did not take the results: no way" in capfd.readouterr().err
+    assert Results.read(tmp_path / "two" / "evaluate" / "results.json") == results
+    assert not (out / "evaluate" / "logs").exists()
 
 
 def test_what_a_referee_said_stays_with_its_adapter(recipe: Callable[..., Path], tmp_path: Path) -> None:
