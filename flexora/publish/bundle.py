@@ -52,7 +52,7 @@ def write_bundle(run: FinishedRun, base: Base, repo_id: str, target: Path) -> Pa
         results = public_results(run.results, base)
         results.write(folder / RESULTS)
         # Drawn anew: the run's own pictures may show the names of folders.
-        parts = replace(run.parts, results=results)
+        parts = replace(run.parts, results=results, courses={})
         if not run.searched:  # those of a search would show other layers
             parts = replace(parts, selection=None, history=None)
         pictures = [path.name for path in draw(parts, folder).values()]

@@ -88,6 +88,8 @@ def _findings(run: Run) -> dict[str, str]:
         findings["loss"] = summary.loss_finding(run.history)
     if run.selection and run.selection.gates:
         findings["gates"] = summary.gates_finding(run.selection)
+    if run.courses:
+        findings["finetune"] = summary.course_finding(run.courses)
     if run.results:
         findings["accuracy"] = summary.accuracy_finding(run.results)
     return findings

@@ -6,7 +6,7 @@ Importing this module imports matplotlib; ``flexora.report`` itself does not.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.cm import ScalarMappable
@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from flexora.files import write_atomically
 from flexora.report import summary
 from flexora.report.cells import rows_scored
-from flexora.report.run import History, Run
+from flexora.report.run import Course, History, Run
 from flexora.report.style import (
     BLUE,
     FAINT,
@@ -152,6 +152,33 @@ def _running_mean(values: Sequence[float], reach: int) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
+def course_figure(courses: Mapping[str, Course]) -> Figure:
+    """Training and validation loss over the epochs of each fine-tune; plain LoRA's dashed."""
+    figure, (axes,) = new_figure(4.0, summary.course_finding(courses))
+    ends = {}
+    for arm, course in courses.items():
+        for name, losses, colour in (
+            ("training", course.train_loss, ORANGE),
+            ("validation", course.validation_loss, BLUE),
+        ):
+            known = [place for place, loss in enumerate(losses) if math.isfinite(loss)]
+            if not known:
+                continue
+            axes.plot(
+                [course.epochs[place] for place in known],
+                [losses[place] for place in known],
+                color=colour,
+                linewidth=2.0 if arm == "flexora" else 1.2,
+                linestyle="-" if arm == "flexora" else (0, (4, 3)),
+                marker="o" if len(known) <= _FEW_STEPS else None,
+                clip_on=False,
+            )
+            ends[name if arm == "flexora" else f"{name}, {arm}"] = (losses[known[-1]], colour)
+    label_ends(axes, ends)
+    label_axes(axes, "epoch", "loss in nats per token")
+    return figure
+
+
 def accuracy_figure(results: Results) -> Figure:
     """The metrics of every arm as dots with one standard error to either side."""
     arms = results.arms
@@ -186,14 +213,14 @@ def accuracy_figure(results: Results) -> Figure:
 
 
 def draw(run: Run, out_dir: Path) -> dict[str, Path]:
-    """Write ``alpha.png``, ``gates.png``, ``loss.png`` and ``accuracy.png``, those that the run has data for.
+    """Write ``alpha.png``, ``gates.png``, ``loss.png``, ``finetune.png`` and ``accuracy.png``, as the run has data.
 
     Args:
         run: The run.
         out_dir: Where the pictures go; created where missing.
 
     Returns:
-        The path of each picture by its name (``alpha``, ``gates``, ``loss``, ``accuracy``).
+        The path of each picture by its name (``alpha``, ``gates``, ``loss``, ``finetune``, ``accuracy``).
     """
     figures: dict[str, Figure] = {}
     if run.history:
@@ -201,6 +228,8 @@ def draw(run: Run, out_dir: Path) -> dict[str, Path]:
         figures["loss"] = loss_figure(run.history)
     if run.selection and run.selection.gates:
         figures["gates"] = gates_figure(run.selection)
+    if run.courses:
+        figures["finetune"] = course_figure(run.courses)
     if run.results:
         figures["accuracy"] = accuracy_figure(run.results)
     return {name: write_atomically(out_dir / f"{name}.png", png(figure)) for name, figure in figures.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flexora.errors import FlexoraError
@@ -12,6 +12,8 @@ from flexora.scoring.results import Results
 from flexora.search.selection import Selection
 
 ALPHA = "alpha_"
+#: Folders of the arms that a run fine-tunes.
+PHASES = {"flexora": "finetune", "lora": "lora"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,39 @@ class History:
 
 
 @dataclass(frozen=True)
+class Course:
+    """``history.csv`` of a fine-tune: one entry per epoch, at least one.
+
+    Attributes:
+        epochs: Number of each epoch, from 1.
+        train_loss: Mean over the epoch's steps, in nats; NaN where it is not known.
+        validation_loss: Loss at the epoch's end, in nats; NaN where none was measured.
+    """
+
+    epochs: list[int]
+    train_loss: list[float]
+    validation_loss: list[float]
+
+    @classmethod
+    def read(cls, path: Path) -> Course | None:
+        """Read the course; None where the file is not there, or has no epoch yet.
+
+        Raises:
+            FlexoraError: If a column is missing, or a cell is not a number.
+        """
+        if not path.is_file():
+            return None
+        try:
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            epochs = [int(row["epoch"]) for row in rows]
+            train, validation = ([float(row[name] or "nan") for row in rows] for name in ("train_loss", "val_loss"))
+        except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+            raise FlexoraError(f"cannot read {path}: {error}; fine-tune again") from error
+        return cls(epochs, train, validation) if any(map(math.isfinite, [*train, *validation])) else None
+
+
+@dataclass(frozen=True)
 class Run:
     """The parts of a run; None where the user has not made them yet.
 
@@ -82,6 +117,7 @@ class Run:
         results: The accuracies.
         configs: The resolved recipes as YAML text, by the phases that ran with them.
         tuned: The layers that were fine-tuned: the search's, or others that the user named.
+        courses: The courses of the fine-tunes, by their arms.
     """
 
     selection: Selection | None
@@ -89,6 +125,7 @@ class Run:
     results: Results | None
     configs: dict[str, str]
     tuned: Selection | None = None
+    courses: dict[str, Course] = field(default_factory=dict)
 
     @classmethod
     def read(cls, run_dir: Path) -> Run:
@@ -101,6 +138,7 @@ class Run:
         history = run_dir / "search" / "history.csv"
         results = run_dir / "evaluate" / "results.json"
         tuned = run_dir / "finetune" / "selection.json"
+        courses = {arm: Course.read(run_dir / phase / "history.csv") for arm, phase in PHASES.items()}
         configs = _read_configs(run_dir)
         if not configs and not any(path.is_file() for path in (selection, history, results)):
             raise FlexoraError(f"nothing to report in {run_dir}: no phase has run there; run a search first")
@@ -110,6 +148,7 @@ class Run:
             results=Results.read(results) if results.is_file() else None,
             configs=configs,
             tuned=Selection.read(tuned) if tuned.is_file() else None,
+            courses={arm: course for arm, course in courses.items() if course},
         )
         if run.selection and run.history and run.history.units != [str(unit) for unit in run.selection.units]:
             raise FlexoraError(

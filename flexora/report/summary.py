@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flexora.report.cells import estimate, heading, rows_scored, signed
-from flexora.report.run import History, Run
+from flexora.report.run import Course, History, Run
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
 from flexora.search.units import flatten
 
 _SPOKEN = {"lora": "plain LoRA", "base": "the base model", "average": "average accuracy"}
+_FINE_TUNES = {"flexora": "the fine-tune", "lora": "plain LoRA"}
 _CLEAR = 2.0  # a difference of fewer standard errors is not called a gain or a loss
 
 
@@ -176,6 +177,18 @@ def loss_finding(history: History) -> str:
     figures = f"{first:.2f}" if verb == "stays at" else f"{first:.2f} to {last:.2f}"
     means = f" (means of the first and last {window:,} steps)" if window > 1 else ""
     return f"Validation loss {verb} {figures}{means}"
+
+
+def course_finding(courses: Mapping[str, Course]) -> str:
+    """After which epoch each fine-tune's validation loss was lowest."""
+    found = []
+    for arm, course in courses.items():
+        measured = [(loss, n) for n, loss in zip(course.epochs, course.validation_loss, strict=True)]
+        measured = [pair for pair in measured if math.isfinite(pair[0])]
+        if measured:
+            loss, epoch = min(measured)
+            found.append(f"{_FINE_TUNES[arm]} {loss:.3f} after epoch {epoch} of {course.epochs[-1]}")
+    return f"Lowest validation loss: {', '.join(found)}" if found else "Training loss over the fine-tune"
 
 
 def accuracy_finding(results: Results) -> str:

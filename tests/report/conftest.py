@@ -71,5 +71,8 @@ def run_dir(tmp_path: Path, selection: Selection, results: Results) -> Path:
         writer.writerow([*scalars, *(f"alpha_{layer}" for layer in range(6))])
         for step in range(1, 9):
             writer.writerow([step, 1, 2.0 - step / 10, 2.5 - step / 10, 0.1, *(value * step / 8 for value in ALPHA)])
+    for phase, rows in (("finetune", "1,2.5,2.25\n2,2.0,2.125\n3,1.5,2.5\n"), ("lora", "1,2.5,\n2,2.0,2.375\n")):
+        (folder / phase).mkdir()
+        (folder / phase / "history.csv").write_text(f"epoch,train_loss,val_loss\n{rows}")
     (folder / "search" / "config.yaml").write_text("seed: 1234  # <b>bold</b>\n")
     return folder

@@ -7,19 +7,20 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flexora.errors import FlexoraError
 from flexora.report.cells import estimate
 from flexora.report.html import write_report
-from flexora.report.plots import accuracy_figure, draw
+from flexora.report.plots import accuracy_figure, course_figure, draw
 from flexora.report.run import Run
 from flexora.report.summary import accuracy_finding, spans, summary
 from flexora.scoring.results import Estimate, Metric, Results
 from flexora.search.selection import Selection
 from tests.report.conftest import ALPHA
 
-PICTURES = ("alpha", "gates", "loss", "accuracy")
+PICTURES = ("alpha", "gates", "loss", "finetune", "accuracy")
 PIXELS = 1350  # 9 inches at 150 dpi
 
 
@@ -91,6 +92,7 @@ def test_report_warns_of_cuts_and_short_searches(run_dir: Path, results: Results
     [
         ("evaluate/results.json", "Accuracy"),
         ("search/history.csv", "Loss over the search"),
+        ("finetune/history.csv", "Loss over the fine-tune"),
         ("search/config.yaml", "recipe of search"),
     ],
 )
@@ -98,9 +100,26 @@ def test_missing_parts_are_left_out(run_dir: Path, missing: str, heading: str) -
     """A section goes with its file, the rest stays."""
     assert f">{heading}<" in page_of(run_dir)
     (run_dir / missing).unlink()
+    if missing.startswith("finetune"):
+        shutil.rmtree(run_dir / "lora")
     page = page_of(run_dir)
     assert f">{heading}<" not in page
     assert "Flexora chose 3 of 6 layers" in page
+
+
+def test_the_courses_of_the_fine_tunes_are_drawn(run_dir: Path) -> None:
+    """Epochs without a validation loss are left out, and a fine-tune that has not come to one is none."""
+    both = "Lowest validation loss: the fine-tune 2.125 after epoch 2 of 3, plain LoRA 2.375 after epoch 2 of 2"
+    assert both in page_of(run_dir)
+    axes = course_figure(Run.read(run_dir).courses).axes[0]
+    assert [np.asarray(line.get_ydata()).tolist() for line in axes.lines] == [
+        [2.5, 2.0, 1.5], [2.25, 2.125, 2.5], [2.5, 2.0], [2.375]
+    ]  # fmt: skip
+    (run_dir / "finetune" / "history.csv").write_text("epoch,train_loss,val_loss\n")
+    assert "Lowest validation loss: plain LoRA 2.375 after epoch 2 of 2" in page_of(run_dir)
+    (run_dir / "lora" / "history.csv").write_text("epoch,train_loss,val_loss\n1,much,2\n")
+    with pytest.raises(FlexoraError, match=r"cannot read .*lora/history.csv: .*'much'; fine-tune again"):
+        Run.read(run_dir)
 
 
 def test_report_without_a_search(run_dir: Path) -> None:
@@ -143,7 +162,7 @@ def test_damaged_history_is_named(run_dir: Path, old: str, new: str, named: str)
 
 
 def test_plots_are_whole_pngs(run_dir: Path, tmp_path: Path) -> None:
-    """Four complete PNGs of the full width, and no temporary file beside them."""
+    """Complete PNGs of the full width, and no temporary file beside them."""
     paths = draw(Run.read(run_dir), tmp_path / "pictures")
     assert {name: path.name for name, path in paths.items()} == {name: f"{name}.png" for name in PICTURES}
     for path in paths.values():
