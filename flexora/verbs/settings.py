@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -21,6 +21,7 @@ from flexora.recipe import RecipeParser, recipe_parser
 from flexora.runfolder import FILES, RunFolder
 from flexora.search.named import names_file
 from flexora.trust import require_remote_code
+from flexora.verbs.effect import read_files, require_effect, tell_shadowed
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -68,11 +69,6 @@ UNDECISIVE_TRAINER = {
     *("use_distributed_sampler", "detect_anomaly", "inference_mode", "barebones", "benchmark", "deterministic"),
     *("limit_test_batches", "limit_predict_batches", "enable_autolog_hparams", "model_registry"),
 }
-#: Those that the fine-tune alone follows: search and evaluation know their own ends, and the search its own steps.
-FINETUNE_TRAINER = {
-    *("max_epochs", "max_steps", "min_epochs", "min_steps", "accumulate_grad_batches", "gradient_clip_val"),
-    *("gradient_clip_algorithm", "val_check_interval", "check_val_every_n_epoch", "limit_val_batches"),
-}
 #: Lightning's callbacks that only look on.
 ONLOOKERS = {
     *("DeviceStatsMonitor", "LearningRateMonitor", "ModelSummary", "RichModelSummary"),
@@ -98,7 +94,8 @@ class Recipe:
         self.parser: RecipeParser = recipe_parser(verb)
         self.namespace: Namespace = self.parser.parse_args(list(arguments))
         self.sections: dict[str, Any] = yaml.safe_load(self.parser.dump(self.namespace, skip_none=False))
-        _require_effect(verb, arguments, self.sections)
+        require_effect(verb, arguments, self.sections)
+        tell_shadowed(verb, arguments, self.sections, read_files(self.namespace.config))
         if plain_name(self.sections["finetune"]["folder"], "finetune.folder") in TAKEN_FOLDERS:
             raise FlexoraError(
                 f"finetune.folder: {self.sections['finetune']['folder']} is for other results; name another folder"
@@ -255,26 +252,6 @@ def run_arguments(arguments: Sequence[str]) -> list[str]:
     if any(argument.partition("=")[0] == "--adapter" for argument in arguments):
         raise FlexoraError("--adapter: flexora evaluate takes a folder here; write --adapter.class_path, or a recipe")
     return [long_form(argument) for argument in arguments]
-
-
-def _require_effect(verb: str, arguments: Sequence[str], sections: dict[str, Any]) -> None:
-    """Refuse a flag of the shared trainer that the phases' own settings of the same name make void.
-
-    Raises:
-        FlexoraError: If there is one that no phase of the command follows, and no flag of a phase beside it.
-    """
-    given = {argument.partition("=")[0].rstrip("+") for argument in arguments}
-    ran = {verb} & set(get_args(Phase)) or set(get_args(Phase))
-    for name, shared in sections["trainer"].items():
-        phases = ran & {"finetune"} if name in FINETUNE_TRAINER else ran
-        own = {phase: sections[phase]["trainer"].get(name, shared) for phase in sorted(phases)}
-        flags = {f"--{phase}.trainer{part}" for phase in own for part in ("", f".{name}")}
-        if f"--trainer.{name}" in given and own and shared not in own.values() and flags.isdisjoint(given):
-            phase, value = next(iter(own.items()))
-            raise FlexoraError(
-                f"--trainer.{name}: the recipe's {phase}.trainer.{name} {value} stands in its place; give "
-                f"--{phase}.trainer.{name}"
-            )
 
 
 def _decisive_trainer(trainer: dict[str, Any], phase: Phase) -> dict[str, Any]:

@@ -47,6 +47,36 @@ def test_a_flag_that_a_phases_own_setting_makes_void_is_refused(verb: str, recip
     assert Recipe(verb, same).trainer("finetune")["max_epochs"] == 2
 
 
+@pytest.mark.parametrize(
+    ("own", "flags", "told"),
+    [
+        ("trainer: {max_epochs: 7}", [], True),
+        ("trainer: {max_epochs: 7}", ["--finetune.trainer.max_epochs=3"], False),
+        ("trainer: {max_epochs: 2}", [], False),
+        ("trainer: {max_epochs: 7}\nfinetune: {trainer: {max_epochs: 3}}", [], False),
+        ("trainer: {max_steps: 7}", [], False),
+    ],
+    ids=["shadowed", "a flag", "the same", "both", "another"],
+)
+def test_a_later_files_setting_that_has_no_effect_is_told(
+    own: str,
+    flags: list[str],
+    told: bool,
+    recipe: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(own)
+    files = ["--config", str(recipe()), f"--config={mine}"]
+    line = "trainer.max_epochs 7 is not followed: finetune.trainer.max_epochs is 2; set that one\n"
+    for verb, says in (("run", told), ("finetune", told), ("search", False)):
+        Recipe(verb, [*files, *flags])
+        assert capsys.readouterr().err == line * says
+    Recipe("run", [files[2], *files[:2]])  # the other way round the recipe's own is the later one
+    assert not capsys.readouterr().err
+
+
 def test_a_flag_that_another_phases_setting_would_make_void(
     recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
