@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any, get_args
 
 from jsonargparse import get_loader
 
 from flexora.backbone.limits import Phase
+from flexora.data.hygiene import say
 from flexora.errors import FlexoraError
 from flexora.secrets import without_secrets
 
@@ -55,7 +55,7 @@ def tell_shadowed(
             later = _last(files, ("trainer", name)) > _last(files, (phase, "trainer", name)) >= 0
             if own != shared and later and given.isdisjoint((f"--{phase}.trainer", f"--{phase}.trainer.{name}")):
                 line = f"trainer.{name} {shared} is not followed: {phase}.trainer.{name} is {own}; set that one"
-                print(without_secrets(line), file=sys.stderr)
+                say(without_secrets(line))
 
 
 def read_files(parsed: Any) -> list[dict[str, Any]]:
