@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flexora.data.own import OwnRows
+from flexora.data.own_rows import OwnRows
 from flexora.data.sources import Split, is_local, split_files
 from flexora.errors import FlexoraError
 from flexora.files import sha256_of

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, EvalResultEntry
 
-from flexora.data.own import SET_ASIDE
+from flexora.data.own_rows import SET_ASIDE
 from flexora.publish.base import Base
 from flexora.publish.rows import Rows
 from flexora.publish.run import ARM, FinishedRun

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from flexora.cli import main
-from flexora.data.own import SET_ASIDE
+from flexora.data.own_rows import SET_ASIDE
 from flexora.publish.base import Base
 from flexora.publish.bundle import files_of
 from flexora.publish.card import model_card
