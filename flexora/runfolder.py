@@ -17,6 +17,8 @@ from flexora.secrets import without_secrets
 
 #: Setting that holds the hashes of the local files that a phase's rows come from.
 FILES = "files"
+#: Settings that older folders do not name, and what they did.
+ADDED: dict[str, dict[str, Any]] = {"data": {"every_turn": True, "choices": []}}
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,10 @@ class RunFolder:
         if FILES not in old:  # of a folder that is older than this setting
             new.pop(FILES, None)
         old = {name: value for name, value in old.items() if name in new}
+        for section, added in ADDED.items():
+            if isinstance(old.get(section), dict):
+                before = {name: value for name, value in added.items() if name in new[section]}
+                old[section] = before | old[section]
         change = first_difference(old, new)
         if change:
             raise FlexoraError(

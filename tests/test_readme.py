@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 from peft import PeftModel
-from transformers import PreTrainedTokenizerFast
 
 from flexora import Selection
-from flexora.backbone.loading import Backbone
 from flexora.cli import main
-from tests.tiny import CHAT_TEMPLATE, byte_tokenizer, tiny_model, write_jsonl
+from tests.tiny import tiny_model, write_jsonl
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -41,12 +39,6 @@ def test_the_phases_need_no_shell(
 def test_own_rows_stack_on_the_recipe_that_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def cached(backbone: Backbone) -> PreTrainedTokenizerFast:
-        tokenizer = byte_tokenizer()
-        tokenizer.chat_template = CHAT_TEMPLATE if "Instruct" in backbone.model else None
-        return tokenizer
-
-    monkeypatch.setattr(Backbone, "cached_tokenizer", cached)
     monkeypatch.chdir(tmp_path)
     (text,) = re.findall(r"```yaml\n(# mydata\.yaml\n.*?)```", README.read_text(), re.DOTALL)
     (command,) = re.findall(r"flexora (validate .* --config mydata\.yaml .*)", README.read_text())

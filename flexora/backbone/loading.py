@@ -146,14 +146,6 @@ class Backbone:
             code_revision=NO_COMMIT if self._is_folder else self.revision,
         )
 
-    def cached_tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer of a model on the hub, as far as its files lie in the hub's cache; the hub is not asked."""
-        try:
-            tokenizer: PreTrainedTokenizerBase = self._from_pretrained(AutoTokenizer, local_files_only=True)
-        except FlexoraError:
-            return None
-        return tokenizer
-
     def load_model(self) -> PreTrainedModel:
         """Load the causal language model with every weight frozen.
 

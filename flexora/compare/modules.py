@@ -13,8 +13,8 @@ from flexora.search.selection import Targets
 class RandomModules(LayerSelector):
     """Projections drawn at random among those that an arm's search chose from; others for each trial.
 
-    They are drawn until the next one would have more parameters than that arm's adapter has left, as
-    :class:`~flexora.search.rules.Budget` takes the best ones.
+    Together they have at most as many parameters as that arm's adapter: one that is too large for what is left is
+    skipped, as :class:`~flexora.search.rules.Budget` does.
 
     Args:
         like: The arm with gates of projections, for the same benchmark and seed. The adapter's settings must be its.

@@ -31,8 +31,8 @@ def local_files(data: Mapping[str, Any], *, trains: bool) -> dict[str, str]:
         FlexoraError: If a file cannot be read.
     """
     kind, settings = known_class(data["class_path"]), data["init_args"]
-    source = settings["source"]
-    if not is_local(source):
+    source = settings.get("source")  # a class of the user's may have another place for it
+    if not isinstance(source, str) or not is_local(source):
         return {}
     whole = trains or any(settings.get(name) for name in FROM_TRAIN)
     members = {f"{member.__name__}/": member for member in getattr(kind, "members", ())} or {"": kind}
@@ -46,7 +46,7 @@ def local_files(data: Mapping[str, Any], *, trains: bool) -> dict[str, str]:
 
 def _splits(kind: Any, settings: Mapping[str, Any], *, whole: bool) -> Iterator[Split]:
     own = isinstance(kind, type) and issubclass(kind, OwnRows)
-    yield settings["reported_split"] if own else getattr(kind, "reported_split", "test")
+    yield settings.get("reported_split", "test") if own else getattr(kind, "reported_split", "test")
     if whole:
         yield "train"
         if own:

@@ -25,9 +25,9 @@ Split = Literal["train", "validation", "test"]
 
 HUB_PREFIX = "hub:"
 #: Kinds of files that hold rows.
-SUFFIXES = (".jsonl", ".json", *TABLES)
-#: What the names of shards end in, with their number.
-OF_SHARDS = re.compile(r"-of-(\d+)$")
+SUFFIXES = (".jsonl", ".json", ".ndjson", *TABLES)
+#: Names of shards: the split's, their number, and mostly how many there are (and, of the hub's, a hash).
+SHARD = re.compile(r"(\w+)-(\d+)(?:-of-(\d+))?(?:-[0-9a-f]+)?")
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,13 @@ def split_files(place: Path, split: Split) -> list[Path]:
     """The files of a split, if they are there: one, or its shards; a file by itself is the train split."""
     if place.is_file():
         return [place] if split == "train" else []
-    for name in (split, f"{split}-[0-9]*"):
-        for suffix in SUFFIXES:
-            if files := sorted(file for file in place.glob(f"{name}{suffix}") if file.is_file()):
-                return files
+    for suffix in SUFFIXES:
+        if (file := place / f"{split}{suffix}").is_file():
+            return [file]
+    for suffix in SUFFIXES:
+        found = [(SHARD.fullmatch(file.stem), file) for file in place.glob(f"{split}-*{suffix}") if file.is_file()]
+        if files := [file for _, file in sorted((int(named[2]), file) for named, file in found if named)]:
+            return files
     return []
 
 
@@ -201,9 +204,9 @@ def load_files(place: Path, split: Split) -> Dataset:
         FlexoraError: If folder or file are missing or empty, or shards are missing.
     """
     if files := split_files(require_place(place), split):
-        named = OF_SHARDS.search(files[-1].stem)
-        if named and int(named[1]) != len(files):
-            found = f"{len(files)} of {int(named[1])} {split} files"
+        named = SHARD.fullmatch(files[-1].stem)
+        if named and named[3] and int(named[3]) != len(files):
+            found = f"{len(files)} of {int(named[3])} {split} files"
             raise FlexoraError(f"data.source: {place} has {found}; add the others")
         return load_rows(files)
     if place.is_file():

@@ -51,6 +51,8 @@ def _load_csv(files: Sequence[Path]) -> Dataset:
         return Dataset.from_dict({})
     arguments = {"files": [str(file) for file in files], "content": [sha256_of(file) for file in files]}
     _, names = next(_cells(files[0]), _NOTHING)
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise ValueError(f"two columns are called {twice[0]!r}")
     features = Features({name: Value("string") for name in names})
     return generated(_csv_rows, {**arguments, "code": code_fingerprint(_csv_rows)}, features=features)
 

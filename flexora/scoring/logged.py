@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from jsonargparse import ArgumentParser
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
@@ -25,13 +25,29 @@ def figures(results: Results) -> dict[str, float]:
     return found
 
 
-def log(loggers: Sequence[Logger], results: Results) -> None:
-    """Give every logger the figures once; the results are written by now, and what a logger lacks is only told."""
-    for logger in loggers:
+def log(setting: Any, results: Results) -> None:
+    """Give every logger the figures once; the results are written by now, and what a logger lacks is only told.
+
+    Args:
+        setting: ``trainer.logger`` of the recipe; loggers that it does not name get nothing.
+        results: The figures.
+    """
+    if setting is None or isinstance(setting, bool):
+        return
+    for one in setting if isinstance(setting, list) else [setting]:
+        name = str(one["class_path"]).rpartition(".")[2]
         try:
+            logger = _made(one)
             logger.log_metrics(figures(results), step=0)
             logger.save()
             logger.finalize("success")
-        except Exception as error:  # each service has its own
-            line = without_secrets(f"evaluate: {type(logger).__name__} did not take the results: {first_line(error)}")
+        except (Exception, SystemExit) as error:  # its package may be missing; each service has errors of its own
+            line = without_secrets(f"evaluate: {name} did not take the results: {first_line(error)}")
             Console(stderr=True).print(line, soft_wrap=True, markup=False)
+
+
+def _made(setting: Any) -> Logger:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--logger", type=Logger)
+    logger: Logger = parser.instantiate_classes(parser.parse_object({"logger": setting})).logger
+    return logger

@@ -87,7 +87,7 @@ class PartialAnswers(Callback):
 
     def _read(self) -> None:
         try:
-            *lines, _ = self.file.read_text(encoding="utf-8").split("\n")  # what has no line feed was cut short
+            *lines, _ = self.file.read_bytes().split(b"\n")  # what has no line feed was cut short
             head, *answers = map(json.loads, lines)
             change = first_difference(head[MADE_WITH], self._made_with)
             self.answers = {answer["line"]: answer for answer in answers}

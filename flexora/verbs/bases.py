@@ -16,6 +16,9 @@ from flexora.errors import FlexoraError, shown
 from flexora.places import own_path
 from flexora.zoo.models import known_model
 
+#: Characters of the hub's commits; hashes of files have more.
+_COMMIT = 40
+
 
 @dataclass(frozen=True)
 class _Trained:
@@ -44,11 +47,18 @@ def require_same_base(phase: Path, backbone: Mapping[str, Any], what: str) -> No
         return
     model, revision = backbone["model"], backbone["revision"]
     flags, place = [], _folder(model)
-    if model != before.model:
-        weights = place and place.is_dir() and Backbone(**{**backbone, "model": str(place)}).fingerprint()
-        if not _same_place(model, before.model) and (not weights or weights != before.weights):
-            flags.append(f"--backbone.model {before.model}")
-    if place is None and revision not in (before.revision, before.weights or before.revision):
+    if before.weights is not None and (place is None) != (len(before.weights) == _COMMIT):
+        # Of the hub then, of a folder now, or the other way round: a commit and a hash cannot be compared.
+        say(f"{what} was trained on {shown(before.model)}; here it is used on {model}, which should be the same")
+        return
+    weights = Backbone(**{**backbone, "model": str(place)}).fingerprint() if place and place.is_dir() else None
+    if weights and weights == before.weights:
+        return
+    if weights and before.weights and _same_place(model, before.model):
+        raise FlexoraError(f"{what} was trained on {shown(model)}, whose weights have changed since; train it again")
+    if model != before.model and not _same_place(model, before.model):
+        flags.append(f"--backbone.model {before.model}")
+    if place is None and (revision or "main") not in (before.revision or "main", before.weights):
         flags.append(f"--backbone.revision {before.revision or 'null'}")
     if flags:
         was, now = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -12,6 +13,8 @@ from flexora.data.hygiene import say
 from flexora.errors import FlexoraError
 from flexora.secrets import without_secrets
 
+#: Set for the commands that a command starts: it has told.
+TOLD = "FLEXORA_TOLD"
 #: Those that the fine-tune alone follows: search and evaluation know their own ends, and the search its own steps.
 FINETUNE_TRAINER = {
     *("max_epochs", "max_steps", "min_epochs", "min_steps", "accumulate_grad_batches", "gradient_clip_val"),
@@ -48,6 +51,8 @@ def tell_shadowed(
         sections: What results.
         files: The files of settings, as they were given.
     """
+    if TOLD in os.environ:
+        return
     given = _flags(arguments)
     for name, shared in sections["trainer"].items():
         for phase in _followers(verb, name):

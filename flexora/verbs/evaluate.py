@@ -50,19 +50,15 @@ def main(arguments: Sequence[str]) -> int:
     for arm, adapter in adapters.items():
         tell_other_base(adapter, recipe.sections["backbone"], f"evaluate: {arm}")
     settings = recipe.settings("evaluate") | {"adapters": fingerprints(folder, adapters)}
-    logger = recipe.trainer("evaluate").get("logger")
-    named = False if logger is None or isinstance(logger, bool) else logger
     cli = lightning_cli(
         recipe,
         "evaluate",
         ScoreModule,
         {"backbone": recipe.sections["backbone"]},
-        trainer={"logger": named, "enable_checkpointing": False, "enable_model_summary": False},
+        trainer={"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
         callbacks=[],
         folder=folder.root / "evaluate",
     )
-    # Each arm has a test of its own, at whose end loggers are closed: they get everything at once, at the end of all.
-    loggers, cli.trainer.loggers = cli.trainer.loggers, []
     if wanted["referee"]:
         require_referee(cli.datamodule, cli.model.backbone, cli.trainer.world_size)
     if not cli.trainer.is_global_zero:  # another device's process of the same evaluation: the first one writes
@@ -92,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
             results.write(folder.results)
         folder.finish("evaluate", settings)
         write_report(folder.root, recipe.sections["report"]["title"])
-    log(loggers, results)
+    log(recipe.trainer("evaluate").get("logger"), results)
     console = Console()
     for part in [*results.parts, results]:
         console.print(results_table(part))

@@ -22,6 +22,7 @@ from flexora.scoring.results import Results
 from flexora.search.named import retargeted
 from flexora.search.selection import Selection
 from flexora.verbs.checks import checks
+from flexora.verbs.effect import TOLD
 from flexora.verbs.scored import is_scored, require_same_rows
 from flexora.verbs.settings import Recipe, run_arguments
 
@@ -141,7 +142,7 @@ def _call(command: Sequence[str]) -> int:
     """
     passed: list[int] = []
     # A process group of its own: Ctrl-C in the terminal reaches this process alone, which hands it on once.
-    process = subprocess.Popen(command, process_group=0)
+    process = subprocess.Popen(command, process_group=0, env=os.environ | {TOLD: "1"})
 
     def send(number: int) -> None:
         passed.append(number)

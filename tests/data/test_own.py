@@ -133,7 +133,7 @@ def test_a_field_may_be_put_together_from_several_columns(tmp_path: Path, chatty
 def test_reported_rows_may_be_cut_from_the_train_split(tmp_path: Path, chatty: Backbone) -> None:
     write_jsonl(tmp_path / "train.jsonl", choice_rows(12))
     settings: dict[str, Any] = {"source": str(tmp_path), "columns": COLUMNS, "validation_rows": 3}
-    with pytest.raises(FlexoraError, match=r"has no test\.jsonl or test\.json or test\.parquet or test\.csv"):
+    with pytest.raises(FlexoraError, match=r"has no test\.jsonl or .* or test\.parquet or test\.csv; add the file"):
         _ = JsonlMultipleChoice(chatty, **settings).reported_set
     data = JsonlMultipleChoice(chatty, test_rows=4, **settings)
     parts = [data.train_set, data.validation_set, data.reported_set]
@@ -235,6 +235,7 @@ def test_phases_know_the_files_that_they_read(
     assert list(local_files(data | {"init_args": file}, trains=False)) == ["train.jsonl"]
     for place in ("hub", "packaged", "hub:me/mine"):
         assert local_files(data | {"init_args": {**settings, "source": place}}, trains=True) == {}
+    assert local_files(data | {"init_args": {"path": "a class of the user's"}}, trains=True) == {}
     mixture = {"class_path": "flexora.data.mixture.CommonsenseMixture", "init_args": {"source": str(tmp_path)}}
     (tmp_path / "BoolQ").mkdir()
     write_jsonl(tmp_path / "BoolQ" / "validation.jsonl", choice_rows(2))

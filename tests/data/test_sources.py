@@ -20,7 +20,7 @@ from flexora.data.benchmarks import Mmlu
 from flexora.data.datamodule import AnswerDataModule
 from flexora.data.json_rows import ITEM, LINE, as_row, load_lines, numbers
 from flexora.data.own import JsonlInstruction
-from flexora.data.sources import load_files
+from flexora.data.sources import load_files, split_files
 from flexora.errors import FlexoraError
 from tests.tiny import arc_row, write_jsonl
 
@@ -66,11 +66,12 @@ def test_cells_of_csv_are_texts_as_they_stand(tmp_path: Path) -> None:
     [
         ("", "train.csv holds no row"),
         ("prompt,answer\n", "train.csv holds no row"),
+        ("prompt,prompt\na,b\n", "cannot read .*train.csv: two columns are called 'prompt'; mend"),
         ("prompt,answer\na,b\n\nc,d,e\n", "cannot read .*train.csv: line 4 has 3 cells, the header 2; mend"),
         ('prompt,answer\na,"b\n', "cannot read .*train.csv: unexpected end of data"),
         ("prompt\n\udcff\n", "cannot read .*train.csv: .*codec can't decode"),
     ],
-    ids=["empty", "header", "cells", "quote", "not utf-8"],
+    ids=["empty", "header", "names", "cells", "quote", "not utf-8"],
 )
 def test_csv_that_cannot_be_read(content: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_bytes(content.encode("utf-8", "surrogateescape"))
@@ -93,10 +94,18 @@ def test_shards_follow_one_another_and_are_counted_through(suffix: str, tmp_path
     assert [as_row(row) for row in rows] == TEXTS
     assert list(numbers(rows)) == [1, 2, 3, 4]
     assert ArcEasy(source=str(tmp_path)).unit == "row"
+    write_jsonl(tmp_path / "test-2023-backup.jsonl", TEXTS)  # no part of anything
+    assert not split_files(tmp_path, "test")
     file.unlink()
     assert f"{tmp_path} has 2 of 3 train files; add the others" in refusal(lambda: load_files(tmp_path, "train"))
     write_jsonl(tmp_path / "train.jsonl", TEXTS[:1])  # one file goes before parts
     assert len(load_files(tmp_path, "train")) == 1
+
+
+def test_shards_go_by_their_numbers(tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        write_jsonl(tmp_path / f"train-{number}.jsonl", [{"id": number}])
+    assert [as_row(row)["id"] for row in load_files(tmp_path, "train")] == [1, 2, 10]
 
 
 def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
@@ -234,10 +243,11 @@ def test_missing_places(tmp_path: Path) -> None:
     assert f"{missing} is not a folder" in refusal(lambda: load_files(missing, "train"))
     write_jsonl(tmp_path / "train.jsonl", ROWS)
     lacking = refusal(lambda: load_files(tmp_path, "test"))
-    assert f"{tmp_path} has no test.jsonl or test.json or test.parquet or test.csv; add the file" in lacking
+    names = " or ".join(f"test.{suffix}" for suffix in ("jsonl", "json", "ndjson", "parquet", "csv"))
+    assert f"{tmp_path} has no {names}; add the file" in lacking
     (tmp_path / "rows.txt").write_text("prompt\n")
     other = refusal(lambda: load_files(tmp_path / "rows.txt", "train"))
-    assert "rows.txt is not a folder, nor a .jsonl or .json or .parquet or .csv file; name one" in other
+    assert "rows.txt is not a folder, nor a .jsonl or .json or .ndjson or .parquet or .csv file; name one" in other
 
 
 def test_a_file_by_itself_is_the_train_split(tmp_path: Path) -> None:

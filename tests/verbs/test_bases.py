@@ -57,7 +57,9 @@ def models(tiny_models: dict[str, Path], tmp_path: Path) -> dict[str, str]:
         (("one", None), ("copy", None), None),
         (("gone", None), ("one", None), None),  # moved
         (("one", None), ("other", None), "--backbone.model {one}"),
-        (("other", None), ("me/hub", None), "--backbone.model {other}"),
+        (("other", None), ("me/hub", None), None),  # perhaps the same, which is told
+        (("me/hub", None), ("one", None), None),
+        (("me/hub", None), ("me/hub", "main"), None),
         (("me/hub", None), ("me/hub", None), None),
         (("me/hub", None), ("me/hub", COMMIT), None),  # the one that was newest then
         (("me/hub", "v1"), ("me/hub", "v1"), None),
@@ -82,7 +84,7 @@ def test_another_base_model_is_refused(
         (tmp_path / "cache" / "models" / PACKAGED.partition(":")[2]).mkdir(parents=True)
     first = models.get(before[0], before[0])
     there = models["other" if before[0] == "other" else "one"]
-    weights = COMMIT if before[0] == "me/hub" else Backbone(there).fingerprint()
+    weights = COMMIT if before[0] == "me/hub" else None if PACKAGED in before else Backbone(there).fingerprint()
     phase = finished(tmp_path / "finetune", first, before[1], weights)
     current = section(models.get(now[0], now[0]), now[1])
     if expected is None:
@@ -94,6 +96,12 @@ def test_another_base_model_is_refused(
     assert str(caught.value).startswith(f"--adapter: lora was trained on {first}")
     assert f"but is to be used on {current['model']}" in str(caught.value)
     assert str(caught.value).endswith(f"; set {named}, or name another")
+
+
+def test_other_weights_of_the_same_name_are_refused(models: dict[str, str], tmp_path: Path) -> None:
+    phase = finished(tmp_path / "finetune", models["one"], None, Backbone(models["other"]).fingerprint())
+    with pytest.raises(FlexoraError, match="whose weights have changed since; train it again"):
+        require_same_base(phase, section(models["one"]), "--adapter: lora")
 
 
 @pytest.mark.parametrize("said", ["", "{", "[]", '{"backbone": {"model": 3, "revision": null}}', '{"data": {}}'])

@@ -120,8 +120,8 @@ def test_what_is_answered_outlives_an_interruption(
     assert "flexora predict: interrupted; the same command goes on from what is done" in capfd.readouterr().err
     assert not two.exists()
     assert len(read_lines(part)) == 3
-    with part.open("a") as file:
-        file.write('{"line": 5, "ans')  # a loss of power
+    with part.open("ab") as file:
+        file.write('{"line": 5, "answer": "é'.encode()[:-1])  # a loss of power, in the middle of a letter
     other = write_jsonl(tmp_path / "other.jsonl", read_lines(new)[:4])
     for flag, change in ((f"--rows={other}", "rows.file "), ("--data.max_length=63", "data.max_length 64 -> 63")):
         assert f"{part} was begun with other rows or settings ({change}" in failing([*flags, flag], capfd)
@@ -138,7 +138,7 @@ def test_what_is_answered_outlives_an_interruption(
     ("flags", "expected"),
     [
         (["--rows=/does/not/exist"], "--rows: cannot read /does/not/exist"),
-        ([f"--rows={__file__}"], "test_predict.py is no .jsonl or .json or .parquet or .csv file; name one"),
+        ([f"--rows={__file__}"], "test_predict.py is no .jsonl or .json or .ndjson or .parquet or .csv file; name one"),
         (["--adapter=flexra"], "--adapter: flexra has no adapter in flexra; name one of base, flexora, lora or"),
         (["--output=/dev/null/said.jsonl"], "--output: cannot write to /dev/null: "),
         (["--data.source=hub"], "line 1: choices is missing among prompt"),

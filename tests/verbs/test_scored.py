@@ -112,6 +112,9 @@ def test_named_loggers_get_the_figures_once(
     assert main([*flags, logger, f"--output_dir={tmp_path / 'two'}"]) == 0
     assert "evaluate: CSVLogger did not take the results: no way" in capfd.readouterr().err
     assert Results.read(tmp_path / "two" / "evaluate" / "results.json") == results
+    missing = "--trainer.logger={class_path: WandbLogger, init_args: {name: a}}"  # its package is not there
+    assert main([*flags, missing, f"--output_dir={tmp_path / 'three'}"]) == 0
+    assert "evaluate: WandbLogger did not take the results: " in capfd.readouterr().err
     assert not (out / "evaluate" / "logs").exists()
 
 

@@ -1,0 +1,19 @@
+"""What a run's folder remembers of its phases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flexora.errors import FlexoraError
+from flexora.runfolder import RunFolder
+
+
+def test_folders_that_are_older_than_a_setting_go_by_what_it_was(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.finish("search", {"data": {"source": "rows"}})
+    now = {"source": "rows", "every_turn": True}
+    folder.require_same("search", {"data": now})
+    with pytest.raises(FlexoraError, match=r"other settings \(data\.every_turn True -> False\)"):
+        folder.require_same("search", {"data": now | {"every_turn": False}})
