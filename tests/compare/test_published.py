@@ -11,7 +11,8 @@ import pytest
 from flexora.cli import main
 from flexora.compare.finished import read_trials
 from flexora.compare.report import read_study, with_table
-from flexora.compare.table import study_markdown
+from flexora.compare.statistics import study_statistics
+from flexora.compare.table import signed, study_markdown
 from flexora.search.stability import mean_jaccard
 from flexora.search.units import flatten
 
@@ -60,3 +61,19 @@ def test_the_readme_says_how_alike_first_order_and_unrolled_searches_are() -> No
         f"{min(alike):.3f} to {max(alike):.3f} between the two, and the chosen layers overlap by {overlap:.2f} "
         f"(Jaccard, mean; between two seeds by {mean(seeds):.2f})"
     ) in said
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        *(("Flexora", other) for other in ("LoRA q,v", "random layers", "gradient norm", "LoRA-drop", "last layers")),
+        ("Flexora, modules", "LoRA q,v"),
+    ],
+)
+def test_the_readme_says_how_the_own_arms_stand_to_others(own: str, other: str) -> None:
+    _, _, results, outcomes = read_study(ROOT / "model_zoo" / "studies" / "smollm2")
+    pair = study_statistics([row for row in results if row.arm in (own, other)], outcomes, other)
+    said = " ".join((ROOT / "README.md").read_text().split("## Results")[1].split())
+    assert f"{signed(pair.means[own].difference, pair.metric)} over {other}" in said
+    if own == "Flexora, modules":
+        assert f"{signed(pair.means[own].loss_difference, 'loss')} nats against {other}" in said

@@ -149,7 +149,7 @@ def test_what_came_with_an_adapter_is_not_imported(place: str, tmp_path: Path, t
     (folder / "adapter_config.json").write_text("{}")
     data = {"class_path": "stranger.Rows", "init_args": {"template": "{stem}"}}
     (tmp_path / place).write_text(json.dumps({"data": data}))
-    now = {"class_path": "ArcEasy", "init_args": {}}
+    now = {"data": {"class_path": "ArcEasy", "init_args": {}}, "backbone": {"model": "me/tiny", "revision": None}}
     assert adapter_of(RunFolder(tmp_path / "out"), str(folder), now) == folder
     assert not trace.exists()
 
@@ -160,7 +160,7 @@ def test_what_a_run_says_of_itself_may_be_broken(content: str, tmp_path: Path) -
     folder.mkdir()
     (folder / "adapter_config.json").write_text("{}")
     (tmp_path / "done.json").write_text(content)
-    now = {"class_path": "ArcEasy", "init_args": {}}
+    now = {"data": {"class_path": "ArcEasy", "init_args": {}}, "backbone": {"model": "me/tiny", "revision": None}}
     assert adapter_of(RunFolder(tmp_path / "out"), str(folder), now) == folder
 
 
