@@ -92,7 +92,7 @@ def _lead(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 def _leads(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     """What may stand before a text, in tokens; empty where the tokenizer puts no space behind special tokens.
 
-    Those of Mistral 7B's first versions do, as SentencePiece does at the beginning of a text.
+    Some do so, as SentencePiece does at the beginning of a text.
     """
     texts = [f"{tokenizer.eos_token}{text}" for text in ("a", *LEADS)]
     letter, *leads = tokenizer(texts, add_special_tokens=False)["input_ids"]
