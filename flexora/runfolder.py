@@ -17,6 +17,8 @@ from flexora.secrets import without_secrets
 
 #: Setting that holds the hashes of the local files that a phase's rows come from.
 FILES = "files"
+#: Phase that trains the adapter of an arm; any other arm but the base is a PEFT folder.
+PHASE_OF_ARM = {"flexora": "finetune", "lora": "lora"}
 #: Settings that older folders do not name, and what they did.
 ADDED: dict[str, dict[str, Any]] = {"data": {"every_turn": True, "choices": []}}
 

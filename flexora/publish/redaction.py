@@ -11,10 +11,10 @@ from flexora.backbone.converted import CONVERTED_PREFIX
 from flexora.backbone.gguf import PACKAGED_PREFIX
 from flexora.publish.base import Base
 from flexora.publish.rows import public_source
+from flexora.runfolder import PHASE_OF_ARM
 from flexora.scoring.results import Results
 from flexora.search.named import names_file
 from flexora.search.selection import Selection
-from flexora.verbs.arms import PHASE_OF_ARM
 from flexora.zoo.references import is_reference
 
 #: Arms that a run trains by itself, and the base model: their names are never those of folders.

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flexora.errors import FlexoraError
+from flexora.runfolder import PHASE_OF_ARM
 from flexora.scoring.results import Results
 from flexora.search.selection import Selection
 
 ALPHA = "alpha_"
-#: Folders of the arms that a run fine-tunes.
-PHASES = {"flexora": "finetune", "lora": "lora"}
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ class Run:
         history = run_dir / "search" / "history.csv"
         results = run_dir / "evaluate" / "results.json"
         tuned = run_dir / "finetune" / "selection.json"
-        courses = {arm: Course.read(run_dir / phase / "history.csv") for arm, phase in PHASES.items()}
+        courses = {arm: Course.read(run_dir / phase / "history.csv") for arm, phase in PHASE_OF_ARM.items()}
         configs = _read_configs(run_dir)
         if not configs and not any(path.is_file() for path in (selection, history, results)):
             raise FlexoraError(f"nothing to report in {run_dir}: no phase has run there; run a search first")

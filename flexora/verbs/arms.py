@@ -12,13 +12,10 @@ import yaml
 from flexora.backbone.adapter_files import fingerprint, refuse_pickle
 from flexora.errors import FlexoraError
 from flexora.places import own_path
-from flexora.runfolder import RunFolder
+from flexora.runfolder import PHASE_OF_ARM, RunFolder
 from flexora.trust import known_class
 from flexora.verbs.bases import require_same_base
 from flexora.zoo.references import adapter_folder
-
-#: Phase that trains the adapter of an arm; any other arm but the base is a PEFT folder.
-PHASE_OF_ARM = {"flexora": "finetune", "lora": "lora"}
 
 
 def fingerprints(folder: RunFolder, arms: Iterable[str]) -> dict[str, str | None]:

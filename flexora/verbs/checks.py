@@ -21,12 +21,13 @@ from flexora.errors import FlexoraError
 from flexora.finetune.module import FinetuneModule
 from flexora.finetune.prefix import require_one_device
 from flexora.finetune.warm_start import require_same_meaning, require_start
+from flexora.runfolder import PHASE_OF_ARM
 from flexora.scoring.module import ScoreModule
 from flexora.scoring.referee import require_referee
 from flexora.search.module import SearchModule
 from flexora.search.named import resolve_selection, retargeted
 from flexora.search.selection import Selection, SelectionBase
-from flexora.verbs.arms import PHASE_OF_ARM, adapter_of
+from flexora.verbs.arms import adapter_of
 from flexora.verbs.phase import lightning_cli
 from flexora.verbs.settings import Recipe
 from flexora.zoo.models import known_model

@@ -14,7 +14,7 @@ from flexora.compare.checks import study_of, study_problems
 from flexora.errors import FlexoraError
 from flexora.recipe import recipe_parser
 from flexora.recipes import find_recipe, load_sections
-from flexora.verbs.arms import PHASE_OF_ARM
+from flexora.runfolder import PHASE_OF_ARM
 from flexora.verbs.checks import checks
 from flexora.verbs.settings import Recipe, run_arguments
 

@@ -67,6 +67,7 @@ def test_the_readme_says_how_alike_first_order_and_unrolled_searches_are() -> No
     ("own", "other"),
     [
         *(("Flexora", other) for other in ("LoRA q,v", "random layers", "gradient norm", "LoRA-drop", "last layers")),
+        ("Flexora, first order", "LoRA q,v"),
         ("Flexora, modules", "LoRA q,v"),
     ],
 )
