@@ -39,7 +39,7 @@ class Arm:
     """
 
     layers: LayerSelector
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)  # type: ignore[type-arg]  # of dict[str, Any] jsonargparse makes classes
     learning_rates: list[float] = field(default_factory=list)
     learning_rate_of: str | None = None
     draws: int = 1
@@ -198,7 +198,7 @@ def study_parser() -> RecipeParser:
     parser.add_argument("--title", type=str, default="", help="Heading of the report.")
     parser.add_argument("--output_dir", type=str, default="runs/study", help="Folder of everything.")
     parser.add_argument("--recipes", type=dict[str, str], default={}, help="A recipe for each benchmark.")
-    parser.add_argument("--settings", type=dict[str, Any], default={}, help="Settings on top of every recipe.")
+    parser.add_argument("--settings", type=dict, default={}, help="Settings on top of every recipe.")
     parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="Seeds of the trials.")
     parser.add_argument("--resample", type=bool, default=True, help="Whether each seed draws training rows of its own.")
     parser.add_argument("--arms", type=dict[str, Arm], default={}, help="The arms, by name.")

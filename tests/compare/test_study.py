@@ -92,6 +92,13 @@ def test_settings_of_another_class_are_not_mixed_in() -> None:
     assert merged({"rule": "Positive"}, {"rule": other})["rule"] == other
 
 
+def test_settings_stay_as_they_are_written(tmp_path: Path) -> None:
+    search = {"search": {"estimator": {"class_path": "flexora.search.estimators.FirstOrder"}}}  # not its short name
+    trainer = {"trainer": {"callbacks": [{"class_path": "lightning.pytorch.callbacks.Timer"}]}}
+    made = study(tmp_path, settings=trainer, arms=ARMS | {"full": {"layers": "Search", "settings": search}})
+    assert (made.settings, made.arms["full"].settings) == (trainer, search)
+
+
 def test_draws_need_the_tuning_of_the_first(tmp_path: Path) -> None:
     arms = ARMS | {"random": ARMS["random"] | {"learning_rates": [0.1, 0.2]}}
     made = study(tmp_path, arms=arms)
