@@ -66,9 +66,10 @@ def test_the_readme_says_how_alike_first_order_and_unrolled_searches_are() -> No
 @pytest.mark.parametrize(
     ("own", "other"),
     [
-        *(("Flexora", other) for other in ("LoRA q,v", "random layers", "gradient norm", "LoRA-drop", "last layers")),
+        *(("Flexora", other) for other in ("LoRA q,v", "LoRA q,v, r 4", "random layers", "gradient norm")),
+        *(("Flexora", other) for other in ("LoRA-drop", "last layers")),
         ("Flexora, first order", "LoRA q,v"),
-        ("Flexora, modules", "LoRA q,v"),
+        *(("Flexora, modules", other) for other in ("LoRA q,v", "LoRA q,v, r 4")),
     ],
 )
 def test_the_readme_says_how_the_own_arms_stand_to_others(own: str, other: str) -> None:
