@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -20,9 +19,7 @@ LENGTHS = np.random.default_rng(0).integers(5, 200, 1003).tolist()
 ANSWERS = np.random.default_rng(1).integers(1, 9, 1003).tolist()
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def batches_of(epoch: int = 0, size: int = 8, accumulate: int = 3, seed: int = 0, **settings: Any) -> list[Any]:

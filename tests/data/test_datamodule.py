@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import lightning as L
 import pytest
 from lightning.pytorch.trainer.states import TrainerFn
@@ -25,9 +24,8 @@ Make = Any
 
 
 @pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_models: dict[str, Path]) -> Make:
+def make(tmp_path: Path, own_cache: None, tiny_models: dict[str, Path]) -> Make:
     """A data module over 30 train and 11 test rows whose questions all differ."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for split, count in (("train", 30), ("test", 11)):
         rows = [
             {

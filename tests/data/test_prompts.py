@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import datasets
 import pytest
 
 from flexora.backbone.loading import Backbone
@@ -21,9 +20,7 @@ from tests.tiny import CHAT_TEMPLATE, byte_tokenizer, save_model, write_jsonl
 ONE = Pairs((("Question: one\nAnswer:", " a"), ("Question: one\nAnswer:", " b")), 1)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_examples_stand_before_every_context() -> None:
