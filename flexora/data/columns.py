@@ -9,6 +9,8 @@ from flexora.data.sources import Row
 
 #: For a field its column, or several to be put together.
 Columns = Mapping[str, str | list[str]]
+#: The fields that a new row is asked for.
+ANSWERS = ("answer", "response")
 
 
 def pick(row: Row, field: str, columns: Columns) -> Any:
@@ -40,6 +42,7 @@ def pick(row: Row, field: str, columns: Columns) -> Any:
 
 
 def renamed(row: Row, columns: Columns) -> Row:
-    """The row with the fields' names for the mapped columns that it has."""
-    mapped = {field for field, names in columns.items() if (names if isinstance(names, str) else names[0]) in row}
+    """The new row with the fields' names for the mapped columns that it has; that of its answer may be there, empty."""
+    asked = {field: names for field, names in columns.items() if field not in ANSWERS}
+    mapped = {field for field, names in asked.items() if (names if isinstance(names, str) else names[0]) in row}
     return {**row, **{field: pick(row, field, columns) for field in mapped}}

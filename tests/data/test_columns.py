@@ -18,6 +18,14 @@ def test_new_rows_have_the_columns_names_or_the_fields() -> None:
     assert renamed({"prompt": "Sum up."}, columns) == {"prompt": "Sum up."}
 
 
+@pytest.mark.parametrize("answer", [None, "", 7])
+def test_a_new_rows_answer_is_not_read(answer: Any) -> None:
+    """Tables have a column for it, which is empty until it is known."""
+    row = {"ask": "Which?", "said": answer}
+    assert renamed(row, {"prompt": "ask", "response": "said"})["prompt"] == "Which?"
+    assert renamed(row, {"prompt": "ask", "answer": "said"})["prompt"] == "Which?"
+
+
 @pytest.mark.parametrize(
     ("row", "field", "columns", "expected"),
     [
