@@ -37,6 +37,21 @@ def choice_index(answer: Any, choices: Sequence[str], first: int) -> int:
     raise ValueError(f"answer {answer!r} is neither a choice, nor its letter, nor its number")
 
 
+def _require_clear(answer: Any, labels: Sequence[str], first: int) -> None:
+    """Refuse a number that is one of the labels of all rows, but counts to another one.
+
+    Raises:
+        ValueError: If it is: which of the two is meant, nothing says.
+    """
+    if type(answer) is not int or str(answer) not in labels or labels.index(str(answer)) == answer - first:
+        return
+    counted = repr(labels[answer - first]) if 0 <= answer - first < len(labels) else "none"
+    raise ValueError(
+        f"answer {answer} is a label, but as a number (from {first}) it means {counted}; write it in quotes, or set "
+        "data.first_answer"
+    )
+
+
 def _require_labels(labels: Sequence[str], columns: Columns) -> None:
     if "choices" in columns:
         raise FlexoraError("data.choices: data.columns.choices names the choices of each row; remove one of the two")
@@ -46,7 +61,9 @@ def _require_labels(labels: Sequence[str], columns: Columns) -> None:
 
 def _own_question(row: Row, columns: Columns, first: int, labels: Sequence[str] = ()) -> Question:
     prompt, choices = pick(row, "prompt", columns), tuple(labels) or choices_of(pick(row, "choices", columns))
-    question = Question(prompt, choices, choice_index(pick(row, "answer", columns), choices, first))
+    answer = pick(row, "answer", columns)
+    _require_clear(answer, labels, first)
+    question = Question(prompt, choices, choice_index(answer, choices, first))
     if choices.count(choices[question.answer]) > 1:
         raise ValueError(f"the answer {choices[question.answer]!r} is there more than once")
     return question
