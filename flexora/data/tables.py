@@ -18,6 +18,9 @@ from flexora.files import sha256_of
 #: Kinds of tables.
 TABLES = (".parquet", ".csv")
 
+#: Characters of a cell: what a C long holds everywhere.
+_LONGEST_CELL = 2**31 - 1
+
 _NOTHING: tuple[int, list[str]] = (0, [])
 
 
@@ -59,6 +62,7 @@ def _load_csv(files: Sequence[Path]) -> Dataset:
 
 def _cells(file: Path) -> Iterator[tuple[int, list[str]]]:
     """The cells of each row that has some, its header first, with the number of its last line."""
+    csv.field_size_limit(_LONGEST_CELL)  # of the process; by default a document of 131,072 characters is too long
     with file.open(newline="", encoding="utf-8-sig") as text:
         reader = csv.reader(text, strict=True)
         yield from ((reader.line_num, cells) for cells in reader if cells)

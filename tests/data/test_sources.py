@@ -43,6 +43,12 @@ def test_cells_of_csv_are_texts_as_they_stand(tmp_path: Path) -> None:
     assert load_files(file, "train").to_list() == [*TEXTS, {"prompt": "last", "answer": None}]
 
 
+def test_a_cell_of_csv_may_hold_a_long_document(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text(f"prompt,answer\n{'x' * 200_000},b\n")
+    assert len(load_files(file, "train")[0]["prompt"]) == 200_000
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
