@@ -59,6 +59,8 @@ def read_messages(messages: object) -> tuple[Message, ...]:
         for name in ("role", "content"):
             if not isinstance(message, dict) or not isinstance(message.get(name), str):
                 raise ValueError(f"turn {number} has no {name} in words")
+        if message.get("tool_calls"):  # a model would learn the answer without them
+            raise ValueError(f"turn {number} has tool_calls, which are not read; write them into its content")
         if message["role"] == ASSISTANT and not message["content"].strip():
             raise ValueError(f"turn {number}: the answer is empty")
     if turns[-1]["role"] != ASSISTANT:

@@ -119,6 +119,10 @@ def test_every_turn_of_the_assistant_is_trained_on_and_the_last_is_reported(tmp_
         ([], "messages is not a list of turns"),
         ([{"role": "user"}], "turn 1 has no content in words"),
         ([*turns("a", "b"), 3], "turn 3 has no role in words"),
+        (
+            [*turns("a"), {"role": "assistant", "content": "b", "tool_calls": [{"name": "c"}]}],
+            "turn 2 has tool_calls, which are not read; write them into its content",
+        ),
         (turns("a", "b", "c"), "the last turn is the user's, not the assistant's"),
         (turns("a", "b" * 200), "the last turn has 201 tokens, which max_length 64 cannot hold"),
     ],
