@@ -41,8 +41,9 @@ def load_table(files: Sequence[Path], option: str) -> Dataset:
         else:
             dataset = load_dataset("parquet", data_files=[str(file) for file in files], split="train")
     except Exception as error:  # one kind of error per reader and version
-        reason = first_line(error.__cause__ or error)
-        raise FlexoraError(f"{option}: cannot read {shown}: {reason}; mend the file") from error
+        cause = error.__cause__ or error
+        advice = "name another file" if isinstance(cause, OSError) else "mend the file"
+        raise FlexoraError(f"{option}: cannot read {shown}: {first_line(cause)}; {advice}") from error
     if len(dataset) == 0:
         raise FlexoraError(f"{option}: {shown} holds no row; add rows or name another file")
     return dataset

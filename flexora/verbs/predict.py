@@ -22,6 +22,7 @@ from flexora.data.rows import EncodedRows
 from flexora.data.sources import load_rows
 from flexora.errors import FlexoraError
 from flexora.files import sha256_of
+from flexora.places import own_path
 from flexora.scoring.accuracy import RowScore
 from flexora.scoring.module import ScoreModule
 from flexora.scoring.partial import Answer, PartialAnswers
@@ -57,10 +58,11 @@ def main(arguments: Sequence[str]) -> int:
     own, rest = parser.parse_known_args(arguments)
     recipe = Recipe("evaluate", rest)
     recipe.require_precision("evaluate")
+    own.rows = own_path(own.rows, "--rows")
     adapter = adapter_of(recipe.folder, own.adapter, recipe.sections, "--adapter")
     tell_other_base(adapter, recipe.sections["backbone"], f"predict: {own.adapter}")
     raw = load_rows([own.rows], "--rows")
-    output: Path = own.output or recipe.folder.root / "predictions.jsonl"
+    output = own_path(own.output or recipe.folder.root / "predictions.jsonl", "--output")
     _require_writable(output)
     kept = PartialAnswers(output)
     cli = lightning_cli(

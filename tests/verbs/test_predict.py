@@ -75,6 +75,18 @@ def test_new_rows_in_tables(suffix: str, recipe: Callable[..., Path], tmp_path: 
     assert {answer["choice"] for answer in answers} <= {"no", "maybe"}
 
 
+def test_places_in_the_home_folder(
+    recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shells leave the ~ of ``--rows=~/new.jsonl`` as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    write_jsonl(tmp_path / "home" / "new.jsonl", [{"prompt": "Which?", "choices": ["oak", "elm"]}])
+    flags = ["--config", str(recipe()), "--adapter=base", "--rows=~/new.jsonl", "--output=~/said.jsonl"]
+    assert main(["predict", *flags]) == 0
+    assert len(read_lines(tmp_path / "home" / "said.jsonl")) == 1
+
+
 def test_a_new_row_of_mmlu_is_asked_like_a_reported_one(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     row = {"choices": ["w", "x", "y", "z"], "subject": "law"}
     write_jsonl(tmp_path / "train.jsonl", [{**row, "question": "L1", "answer": 2}])
@@ -138,12 +150,13 @@ def test_what_is_answered_outlives_an_interruption(
     ("flags", "expected"),
     [
         (["--rows=/does/not/exist"], "--rows: cannot read /does/not/exist"),
+        (["--rows=/does/not/exist.csv"], "No such file or directory: '/does/not/exist.csv'; name another file"),
         ([f"--rows={__file__}"], "test_predict.py is no .jsonl or .json or .ndjson or .parquet or .csv file; name one"),
         (["--adapter=flexra"], "--adapter: flexra has no adapter in flexra; name one of base, flexora, lora or"),
         (["--output=/dev/null/said.jsonl"], "--output: cannot write to /dev/null: "),
         (["--data.source=hub"], "line 1: choices is missing among prompt"),
     ],
-    ids=["rows", "kind of rows", "adapter", "output", "line"],
+    ids=["rows", "table", "kind of rows", "adapter", "output", "line"],
 )
 def test_predict_names_the_option_and_the_line(
     flags: list[str],
