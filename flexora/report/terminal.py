@@ -93,7 +93,7 @@ class ResultsTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         header, rows = results_cells(self.results)
         caption = "± one standard error, paired in the last column; loss: nats per answer token"
-        spare = [name for name in SPARE if name in header]
+        spare = [name for name in SPARE if name in header and name != self.results.primary_metric]
         while True:
             table = figures_table(results_title(self.results), caption, header, rows)
             whole = console.measure(table, options=options.update(max_width=UNBOUNDED)).maximum

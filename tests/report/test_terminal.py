@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 
 from flexora.report.cells import results_cells
 from flexora.report.terminal import gate_bars, results_markdown, results_table
-from flexora.scoring.results import Results
+from flexora.scoring.results import Estimate, Results
 from flexora.search.selection import Selection
 from flexora.search.units import flatten
 
@@ -97,6 +97,16 @@ def test_a_narrow_terminal_goes_without_columns_and_not_without_names(
         assert any(line.split()[:1] == [arm.name] for line in table), arm.name
     head = " ".join(table[1:5])
     assert [name for name in ("calibration", "loss", "parameters") if name not in head] == lacks
+
+
+def test_a_narrow_terminal_keeps_what_is_reported(results: Results) -> None:
+    """Of own instructions that is the loss, elsewhere one of the first columns to go."""
+    results.primary_metric = "loss"
+    for arm in results.arms:
+        arm.name, arm.metrics, arm.over_base = f"runs/{arm.name}", {"loss": Estimate(value=arm.loss, stderr=0.1)}, None
+    head = " ".join(printed(results_table(results), 40)[1:5])
+    assert head.count("loss") == 2  # and its difference to the base model's
+    assert "parameters" not in head
 
 
 def test_importing_the_report_is_cheap() -> None:
