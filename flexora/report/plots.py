@@ -175,7 +175,7 @@ def course_figure(courses: Mapping[str, Course]) -> Figure:
             )
             ends[name if arm == "flexora" else f"{name}, {arm}"] = (losses[known[-1]], colour)
     label_ends(axes, ends)
-    label_axes(axes, "epoch", "loss in nats per answer token, or per question")
+    label_axes(axes, "epoch", "loss in nats per answer token,\nor per question")
     return figure
 
 

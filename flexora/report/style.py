@@ -48,7 +48,7 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
     """Name both axes; the x axis counts in whole numbers."""
     axes.set_xlabel(x, color=INK, fontsize=LABEL)
     axes.set_ylabel(y, color=INK, fontsize=LABEL)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # or one epoch would be shown in parts
 
 
 def depth_colours() -> ListedColormap:

@@ -14,7 +14,7 @@ from flexora.errors import FlexoraError
 from flexora.report.cells import estimate
 from flexora.report.html import write_report
 from flexora.report.plots import accuracy_figure, course_figure, draw
-from flexora.report.run import Run
+from flexora.report.run import Course, Run
 from flexora.report.summary import accuracy_finding, spans, summary
 from flexora.scoring.results import Estimate, Metric, Results
 from flexora.search.selection import Selection
@@ -178,6 +178,13 @@ def test_plots_draw_one_step_and_no_movement(run_dir: Path, tmp_path: Path) -> N
     header = (run_dir / "search" / "history.csv").read_text().splitlines()[0]
     (run_dir / "search" / "history.csv").write_text(f"{header}\n1,1,nan,2.0,0,0,0,0,0,0,0\n")
     assert set(draw(Run.read(run_dir), tmp_path)) == set(PICTURES)
+
+
+def test_one_epoch_is_not_shown_in_parts() -> None:
+    figure = course_figure({"flexora": Course([1], [2.0], [2.1])})
+    figure.draw_without_rendering()
+    low, high = figure.axes[0].get_xlim()
+    assert [tick for tick in figure.axes[0].get_xticks() if low <= tick <= high] == [1.0]
 
 
 def test_module_gates_and_repeats(run_dir: Path, tmp_path: Path, selection: Selection) -> None:
