@@ -144,8 +144,12 @@ def _conversation(row: Row, columns: Columns) -> Reading:
 
 
 def _new_conversation(row: Row) -> Reading:
-    answered = [*(row.get("messages") or []), {"role": ASSISTANT, "content": UNKNOWN}]
-    messages = read_messages(answered)
+    asked = row.get("messages")
+    if asked is None:
+        raise ValueError(f"messages is missing among {', '.join(row)}")
+    if not isinstance(asked, list) or not asked:
+        raise ValueError("messages is not a list of turns")
+    messages = read_messages([*asked, {"role": ASSISTANT, "content": UNKNOWN}])
     if messages[-2:-1] and messages[-2]["role"] == ASSISTANT:
         raise ValueError("the last turn is the assistant's; there is nothing to answer")
     return Reading(None, asked="", said="", messages=messages)

@@ -149,3 +149,18 @@ def test_solved_examples_of_a_chat_are_turns(tmp_path: Path, chatty: Backbone) -
     data = JsonlInstruction(chatty, source=str(tmp_path), chat_template=True, num_fewshot=1)
     text = "<user>Say 1<eos><assistant>1<eos><user>Say 2<eos><assistant>2<eos>"
     assert scored_text(data, data.reported_set[0]) == (text, "2<eos>")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "Say 3"}, "messages is missing among prompt"),
+        ({"messages": None}, "messages is missing among messages"),
+        ({"messages": "Say 3"}, "messages is not a list of turns"),
+        ({"messages": []}, "messages is not a list of turns"),
+        ({"messages": turns("a", "b")}, "the last turn is the assistant's; there is nothing to answer"),
+    ],
+)
+def test_new_chats_that_are_none(row: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        JsonlInstruction(messages=True).new_reader()(row)
