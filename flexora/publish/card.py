@@ -15,7 +15,7 @@ from flexora.publish.figures import HUB_METRICS, circumstances, model_index
 from flexora.publish.prompts import prompt_lines
 from flexora.publish.redaction import public_results
 from flexora.publish.rows import Rows, is_folder
-from flexora.publish.run import FinishedRun
+from flexora.publish.run import ARM, FinishedRun
 from flexora.report.cells import layer_cells
 from flexora.report.summary import caveats, chosen, stability_lines
 from flexora.report.terminal import escaped_markdown, markdown_table, results_markdown
@@ -24,6 +24,7 @@ from flexora.zoo.listing import strip
 from flexora.zoo.references import is_reference
 
 TEMPLATE = Path(__file__).parent / "card.md.j2"
+_SAID = {"base": "the base model alone", "lora": "the same kind of adapter on all layers", ARM: "this adapter"}
 _LIBRARIES = ("flexora", "peft", "transformers", "torch", "lightning")
 
 
@@ -66,7 +67,7 @@ def model_card(
         seed=run.recipe["seed"],
         layers_from=_layers_from(run),
         again=_again(run),
-        lora="lora" in [arm.name for arm in run.results.arms],
+        arms=_arms(run),
         sha256=run.sha256,
         licence=", ".join(filter(None, (licence.name or licence.id, licence.link))),
         trained=[_line(own) for own in trained],
@@ -116,6 +117,13 @@ def _method(run: FinishedRun) -> str:
     rank = "target_r" if "target_r" in peft else "r"
     settings = [f"{setting} {peft[setting]}" for setting in (rank, "lora_alpha") if peft.get(setting)]
     return "/".join(variants or [name]) + (f" ({', '.join(settings)})" if settings else "")
+
+
+def _arms(run: FinishedRun) -> str:
+    """What the arms are; those that were scored besides have folders as names."""
+    scored = [arm.name for arm in run.results.arms]
+    said = [f"`{name}` {{}}{what}" for name, what in _SAID.items() if name in scored]
+    return ", ".join(text.format("" if place else "is ") for place, text in enumerate(said))
 
 
 def _versions(run: FinishedRun) -> str:

@@ -191,6 +191,25 @@ def test_layers_named_by_hand_are_called_so(run_dir: Path) -> None:
     assert not FILES & {file.name for file in files_of(run_dir / "publish")} & {"alpha.png", "gates.png", "loss.png"}
 
 
+@pytest.mark.parametrize(
+    ("scored", "said"),
+    [
+        (
+            ("base", "lora", "flexora"),
+            "`base` is the base model alone, `lora` the same kind of adapter on all layers, ",
+        ),
+        (("lora", "flexora"), "\n\n`lora` is the same kind of adapter on all layers, "),
+        (("flexora",), "\n\n`flexora` is this adapter (weights of"),
+    ],
+)
+def test_the_card_names_the_arms_that_were_scored(scored: tuple[str, ...], said: str, run_dir: Path) -> None:
+    results = run_dir / "evaluate" / "results.json"
+    arms = json.loads(results.read_text())["arms"]
+    rewrite(results, {"arms": [arm for arm in arms if arm["name"] in scored]})
+    assert publish(run_dir) == 0
+    assert said in ModelCard.load(run_dir / "publish" / "README.md").text
+
+
 def test_the_card_says_what_licence_and_weights_ask_for(run_dir: Path) -> None:
     run, rows = FinishedRun.read(run_dir), [Rows("ArcEasy", "allenai/ai2_arc", "ARC-Easy", "arc_easy", "CC-BY-SA-4.0")]
     licence = Licence(id="other", name="glm-4", link="https://licence", notice="Built with GLM-4.")
