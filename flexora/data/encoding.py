@@ -49,7 +49,9 @@ def tokenize(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase) -> Token
     for special in (True, False):
         keys = [key for key in wanted if key[1] is special]
         if keys:
-            ids = tokenizer([text for text, _ in keys], add_special_tokens=special, return_attention_mask=False)
+            # What is too long is cut, and told: transformers would warn of indexing errors before that.
+            options = {"add_special_tokens": special, "return_attention_mask": False, "verbose": False}
+            ids = tokenizer([text for text, _ in keys], **options)
             tokens.update(zip(keys, ids["input_ids"], strict=True))
     return tokens
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from itertools import pairwise
@@ -174,6 +175,16 @@ def test_prompts_are_cut_on_the_left_and_answers_never() -> None:
         assert cut["chars"] == whole["chars"]
     with pytest.raises(ValueError, match=re.escape(f"choice 1 has {longest} tokens, which max_length {longest} ")):
         encode(question, tokenizer, longest)
+
+
+def test_transformers_does_not_warn_of_what_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = byte_tokenizer()
+    logger = "transformers.tokenization_utils_base"
+    with caplog.at_level("WARNING", logger), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.getLogger("transformers"), "propagate", True)
+        encoded = encode(Pairs((("a" * 2 * tokenizer.model_max_length, " b"),), 0), tokenizer, max_length=64)
+    assert encoded["cut"] > 0
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("empty", ["", " ", "\n"])
