@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from flexora.errors import FlexoraError
 from flexora.files import write_atomically, write_json
 from flexora.secrets import without_secrets
+from flexora.trust import same_class
 
 #: Setting that holds the hashes of the local files that a phase's rows come from.
 FILES = "files"
@@ -156,9 +157,14 @@ def _shareable(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
-    """Name the first setting in which two nested settings differ, as ``search.outer_steps 5 -> 6``."""
+    """Name the first setting in which two nested settings differ, as ``search.outer_steps 5 -> 6``.
+
+    A class by another of its names is the same one.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
+            if key == "class_path" and same_class(old.get(key), new.get(key)):
+                continue
             if change := first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key)):
                 return change
         return None

@@ -118,6 +118,11 @@ def known_class(path: object) -> Any:
         return None
 
 
+def same_class(one: object, other: object) -> bool:
+    """Whether two names are those of one class, which may be called by its package or by where it is defined."""
+    return one == other or (known_class(one) is not None and known_class(one) is known_class(other))
+
+
 def class_names() -> set[str]:
     """Every name of each allowed class: where it is defined, and the packages above that offer it too."""
     import flexora

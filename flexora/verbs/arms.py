@@ -13,7 +13,7 @@ from flexora.backbone.adapter_files import fingerprint, refuse_pickle
 from flexora.errors import FlexoraError
 from flexora.places import own_path
 from flexora.runfolder import PHASE_OF_ARM, RunFolder
-from flexora.trust import known_class
+from flexora.trust import known_class, same_class
 from flexora.verbs.bases import require_same_base
 from flexora.zoo.references import adapter_folder
 
@@ -94,7 +94,7 @@ def _trained_with(path: Path) -> dict[str, Any]:
 
 def _require_same_prompts(arm: str, trained: dict[str, Any], now: dict[str, Any], option: str) -> None:
     before, after = _style(trained), _style(now)
-    if any(trained.get(name) != now.get(name) for name in ("class_path", "source")):
+    if not same_class(trained.get("class_path"), now.get("class_path")) or trained.get("source") != now.get("source"):
         del before["columns"]  # other rows have columns of their own
     for name, value in before.items():
         if None not in (value, after.get(name)) and value != after[name]:

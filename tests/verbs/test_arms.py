@@ -54,6 +54,12 @@ def trained_folder(root: Path, data: dict[str, Any]) -> Path:
             "columns {'prompt': 'a'}",
         ),
         (
+            {"class_path": "flexora.JsonlMultipleChoice", "source": "rows", "columns": {"prompt": "a"}},
+            CHOICES,  # the same class
+            {"source": "rows", "columns": {"prompt": "b"}},
+            "columns {'prompt': 'a'}",
+        ),
+        (
             {"class_path": CHOICES, "source": "rows", "columns": {"prompt": "a"}},
             CHOICES,
             {"source": "others", "columns": {"prompt": "b"}},
