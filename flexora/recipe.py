@@ -94,7 +94,18 @@ def _load(text: str) -> Any:
         for name in (*SECTIONS, "data"):
             if isinstance(value.get(name), str) and re.fullmatch(r"[\w.]+\.ya?ml", value[name]):
                 value[name] = f"./{value[name]}"
+        finetune = value.get("finetune")
+        if isinstance(finetune, dict) and isinstance(finetune.get("adapter"), dict):
+            finetune["adapter"] = _flat(finetune["adapter"])
     return value
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """A class and its settings side by side: on top of nested ones jsonargparse cannot put a flag of another class."""
+    inner = settings.get("init_args")
+    if "class_path" not in settings or not isinstance(inner, dict | None):
+        return settings
+    return {name: value for name, value in settings.items() if name != "init_args"} | (inner or {})
 
 
 jsonargparse.set_loader("recipe", _load, exceptions=(yaml.YAMLError,))

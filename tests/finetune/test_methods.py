@@ -192,6 +192,24 @@ def test_the_adapter_of_each_phase(
         assert settings["target_modules"] == ["k_proj"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "method", "rank"),
+    [
+        ([], "VeraConfig", 4),
+        (["--finetune.adapter.r=8"], "VeraConfig", 8),
+        (["--finetune.adapter.class_path=DeloraConfig"], "DeloraConfig", 4),
+        (["--finetune.adapter={class_path: peft.VeraConfig, init_args: {r: 16}}"], "VeraConfig", 16),
+    ],
+)
+def test_flags_on_top_of_another_method(
+    flags: list[str], method: str, rank: int, recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    top = tmp_path / "top.yaml"
+    top.write_text("finetune: {adapter: {class_path: VeraConfig, init_args: {r: 4}}}")
+    adapter = Recipe("run", ["--config", str(recipe()), "--config", str(top), *flags]).adapter("finetune")
+    assert (adapter["class_path"], adapter["init_args"]["r"]) == (f"peft.{method}", rank)
+
+
 def test_another_class_does_not_inherit_the_defaults_of_lora() -> None:
     parsed = Recipe("run", ["--data=ArcEasy", "--adapter=MissConfig"])
     assert parsed.adapter("finetune")["init_args"]["r"] == MissConfig().r != LoraConfig().r
