@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from peft import PeftConfig
 from torch import nn
 
@@ -267,6 +268,18 @@ class SearchModule(L.LightningModule):
         """Keep LoRA and alpha alone: the frozen base model can be loaded again."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on from it: the steps that are done would be left out without a word.
+
+        Raises:
+            FlexoraError: In a fit.
+        """
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            raise FlexoraError(
+                "search: a checkpoint of Lightning's holds no history and no inner optimiser, so no search can go on "
+                "from it; leave ckpt_path out, and give the Trainer flexora.search.callbacks.SearchFiles, which resumes"
+            )
 
     def on_train_end(self) -> None:
         """Give PEFT its own scaling back."""

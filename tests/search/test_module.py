@@ -97,6 +97,20 @@ def test_a_checkpoint_of_lightning_holds_no_base_model(
     assert not again.load_state_dict(kept, strict=False).unexpected_keys
 
 
+def test_no_search_goes_on_from_a_checkpoint_of_lightning(
+    tiny_models: dict[str, Path], benchmark_folder: Path, tmp_path: Path
+) -> None:
+    module = fit(tiny_models["llama"], benchmark_folder, tmp_path)
+    module.trainer.save_checkpoint(tmp_path / "own.ckpt")
+    trainer = L.Trainer(accelerator="cpu", devices=1, max_epochs=1, logger=False, enable_checkpointing=False)
+    data = ArcEasy(module.backbone, source=str(benchmark_folder), validation_rows=8, max_length=64).bilevel(3, 2, 4)
+    again = SearchModule(module.backbone, module.adapter, outer_steps=3, batch_size=4)
+    with pytest.raises(FlexoraError, match=r"^search: a checkpoint of Lightning's .*SearchFiles, which resumes$"):
+        trainer.fit(again, datamodule=data, ckpt_path=tmp_path / "own.ckpt", weights_only=True)
+    kept = {"backbone": module.backbone, "adapter": module.adapter}  # its LoRA may be had
+    assert torch.equal(SearchModule.load_from_checkpoint(tmp_path / "own.ckpt", **kept).alpha, module.alpha)
+
+
 def test_a_snapshot_stays_as_it_is(
     tiny_models: dict[str, Path], benchmark_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
