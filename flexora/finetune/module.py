@@ -20,6 +20,7 @@ from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone, describe
 from flexora.backbone.methods import require_modules
 from flexora.data.batch import terms
+from flexora.data.bilevel import BilevelDataModule
 from flexora.errors import FlexoraError, require_at_least
 from flexora.finetune.adalora import RankBudget, orthogonality, trim_ranks
 from flexora.finetune.guard import FiniteSteps
@@ -189,8 +190,16 @@ class FinetuneModule(L.LightningModule):
         return self.model
 
     def setup(self, stage: str) -> None:
-        """Refuse precisions that would round the adapter, and strategies that cannot be followed."""
+        """Refuse precisions that would round the adapter, and strategies and batches that cannot be followed.
+
+        Raises:
+            FlexoraError: If there is one of these.
+        """
         require_trainer(self.trainer, "finetune", self.backbone.dtype)
+        if isinstance(getattr(self.trainer, "datamodule", None), BilevelDataModule):
+            raise FlexoraError(
+                "finetune: data.bilevel(...) makes the outer steps of a search; give the Trainer the benchmark itself"
+            )
         if self.model is not None:
             self.prefix.forget()
         if self.prefix_cache:

@@ -16,6 +16,7 @@ from flexora.backbone.adapters import attach, draw_again
 from flexora.backbone.limits import require_trainer
 from flexora.backbone.loading import Backbone, describe
 from flexora.data.bilevel import REPEAT_STRIDE, BilevelDataModule, OuterBatch
+from flexora.data.datamodule import AnswerDataModule
 from flexora.errors import FlexoraError, require_at_least
 from flexora.finite import NonFiniteError
 from flexora.randomness import step_seed
@@ -180,6 +181,11 @@ class SearchModule(L.LightningModule):
         """
         require_trainer(self.trainer, "search", self.backbone.dtype)
         data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, AnswerDataModule):
+            raise FlexoraError(
+                "search: a benchmark's rows are no outer steps yet; give the Trainer data.bilevel(outer_steps=..., "
+                "inner_steps=..., batch_size=...)"
+            )
         for name in ("outer_steps", "inner_steps", "batch_size", "accumulate", "validation_batches", "repeats"):
             wanted, given = getattr(self, name), getattr(data, name, None)
             if isinstance(data, BilevelDataModule) and given != wanted:

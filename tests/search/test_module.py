@@ -18,6 +18,7 @@ from flexora.backbone.loading import Backbone
 from flexora.data.arc import ArcEasy
 from flexora.data.bilevel import OuterBatch
 from flexora.errors import FlexoraError
+from flexora.finetune.module import FinetuneModule
 from flexora.randomness import step_seed
 from flexora.search.callbacks import SearchFiles
 from flexora.search.estimators import FirstOrder, OuterStep
@@ -264,6 +265,16 @@ def test_batches_made_for_other_settings_are_refused(tiny_models: dict[str, Path
     trainer = L.Trainer(accelerator="cpu", devices=1, max_epochs=1, logger=False, enable_checkpointing=False)
     with pytest.raises(FlexoraError, match=r"outer_steps is 3, but data\.bilevel was given 6"):
         trainer.fit(search, datamodule=data)
+
+
+def test_batches_of_the_other_phase_are_refused(tiny_models: dict[str, Path], benchmark_folder: Path) -> None:
+    backbone, adapter = Backbone(str(tiny_models["llama"])), LoraConfig(r=2)
+    data = ArcEasy(backbone, source=str(benchmark_folder), validation_rows=8, max_length=64)
+    trainer = L.Trainer(accelerator="cpu", devices=1, max_epochs=1, logger=False, enable_checkpointing=False)
+    with pytest.raises(FlexoraError, match=r"^search: .* give the Trainer data\.bilevel"):
+        trainer.fit(SearchModule(backbone, adapter, outer_steps=3), datamodule=data)
+    with pytest.raises(FlexoraError, match=r"^finetune: .* give the Trainer the benchmark itself"):
+        trainer.fit(FinetuneModule(backbone, adapter), datamodule=data.bilevel(3, 2, 8))
 
 
 @pytest.mark.parametrize(
