@@ -115,7 +115,15 @@ class Study:
             FlexoraError: If there is none.
         """
         name = self.recipes[trial.benchmark]
-        return Path(name) if Path(name).is_file() else find_recipe(name).path
+        if Path(name).is_file():
+            return Path(name)
+        try:
+            return find_recipe(name).path
+        except FlexoraError as error:  # a study may be given from another folder than the one it was written for
+            raise FlexoraError(
+                f"recipes: {Path(name).absolute()} is no file, and flexora recipes ls shows no {name}; mend the path, "
+                "which counts from the working directory"
+            ) from error
 
     def is_base(self, arm: str) -> bool:
         """Whether an arm is the base model, which has neither seed nor adapter."""

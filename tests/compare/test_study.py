@@ -99,6 +99,15 @@ def test_settings_stay_as_they_are_written(tmp_path: Path) -> None:
     assert (made.settings, made.arms["full"].settings) == (trainer, search)
 
 
+def test_a_recipe_that_is_not_there_is_told_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = study(tmp_path, recipes={"own": "own.yaml", "PIQA": "llama/smollm2-135m-instruct/piqa"})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FlexoraError, match=rf"^recipes: {tmp_path}/own.yaml is no file, .* no own.yaml; mend"):
+        made.base_recipe(made.trials[0])
+    (tmp_path / "own.yaml").touch()
+    assert made.base_recipe(made.trials[0]) == Path("own.yaml")
+
+
 def test_draws_need_the_tuning_of_the_first(tmp_path: Path) -> None:
     arms = ARMS | {"random": ARMS["random"] | {"learning_rates": [0.1, 0.2]}}
     made = study(tmp_path, arms=arms)
