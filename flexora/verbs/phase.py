@@ -158,7 +158,8 @@ def _callbacks(recipe: Recipe, phase: Phase) -> list[dict[str, Any]]:
     Raises:
         FlexoraError: If one would keep checkpoints beside the phase's own, or change what is trained or saved.
     """
-    section = f"{phase}.trainer" if "callbacks" in recipe.sections[phase]["trainer"] else "trainer"
+    own = {"callbacks", "callbacks+"} & recipe.sections[phase]["trainer"].keys()
+    section = f"{phase}.trainer" if own else "trainer"
     kept = []
     for callback in callbacks_of(recipe.trainer(phase).get("callbacks")):
         name = str(callback.get("class_path")).rpartition(".")[2]

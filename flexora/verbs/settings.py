@@ -158,7 +158,10 @@ class Recipe:
 
     def trainer(self, phase: str) -> dict[str, Any]:
         """The trainer section with the phase's overrides; a copy, for Lightning's parser changes what it is given."""
-        return copy.deepcopy({**self.sections["trainer"], **self.sections[phase]["trainer"]})
+        own: dict[str, Any] = copy.deepcopy({**self.sections["trainer"], **self.sections[phase]["trainer"]})
+        if more := callbacks_of(own.pop("callbacks+", None)):  # of a phase's own section jsonargparse appends nothing
+            own["callbacks"] = callbacks_of(own.get("callbacks")) + more
+        return own
 
     @property
     def initial_adapter(self) -> Path | None:

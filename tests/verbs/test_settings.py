@@ -35,6 +35,14 @@ def test_a_text_stays_a_text(labels: list[str], recipe: Callable[..., Path], tmp
     assert Recipe("run", ["--config", str(tmp_path / "kept.yaml")]).sections == parsed.sections
 
 
+def test_another_class_keeps_what_both_know(recipe: Callable[..., Path]) -> None:
+    before = Recipe("run", ["--config", str(recipe()), "--search.estimator.last=1"]).sections
+    after = Recipe("run", ["--config", str(recipe()), "--data=BoolQ", "--search.estimator=FirstOrder"]).sections
+    assert after["data"]["class_path"] == "flexora.BoolQ"
+    assert after["data"]["init_args"]["batch_size"] == before["data"]["init_args"]["batch_size"] == 4
+    assert "last" not in after["search"]["estimator"]["init_args"]
+
+
 @pytest.mark.parametrize("verb", ["run", "finetune", "validate"])
 def test_a_flag_that_a_phases_own_setting_makes_void_is_refused(verb: str, recipe: Callable[..., Path]) -> None:
     arguments = ["--config", str(recipe()), "--trainer.max_epochs", "1"]
@@ -154,6 +162,17 @@ def test_callbacks_that_change_what_is_trained_or_saved_are_refused(name: str, r
     path = f"lightning.pytorch.callbacks.{name}"
     parsed = Recipe("run", ["--config", str(recipe()), f"--finetune.trainer.callbacks=[{{class_path: {path}}}]"])
     with pytest.raises(FlexoraError, match=rf"^finetune.trainer.callbacks: {name}: .*; remove it"):
+        deque(check() for check in checks(parsed, get_args(Phase), trains=True))
+
+
+def test_callbacks_on_top_of_the_shared_ones(recipe: Callable[..., Path]) -> None:
+    shared = ["--config", str(recipe()), "--trainer.callbacks=[{class_path: LearningRateMonitor}]"]
+    parsed = Recipe("run", [*shared, "--finetune.trainer.callbacks+={class_path: Timer}"])
+    names = {phase: [one["class_path"] for one in parsed.trainer(phase)["callbacks"]] for phase in get_args(Phase)}
+    monitor = "lightning.pytorch.callbacks.LearningRateMonitor"
+    assert names == {"search": [monitor], "finetune": [monitor, "Timer"], "evaluate": [monitor]}
+    parsed = Recipe("run", [*shared, "--finetune.trainer.callbacks+=ModelCheckpoint"])
+    with pytest.raises(FlexoraError, match=r"^finetune\.trainer\.callbacks: ModelCheckpoint: every phase keeps"):
         deque(check() for check in checks(parsed, get_args(Phase), trains=True))
 
 
