@@ -38,6 +38,7 @@ from flexora.finetune.warm_start import fill, read_start, require_lora
 from flexora.randomness import seeded, step_seed
 from flexora.scoring.likelihood import answer_loss
 from flexora.search.named import resolve_selection
+from flexora.search.selection import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,8 +59,8 @@ class FinetuneModule(L.LightningModule):
         adapter: A configuration of PEFT: LoRA as in the search, or any method that adapts linear modules by name.
             ``target_modules`` takes short names or ``all-linear``; without them a selection's file says which.
             AdaLoRA's ``total_step`` is replaced by the trainer's steps.
-        selection: A ``selection.json``, ``zoo:MODEL/BENCHMARK``, ``hf:USER/NAME``, ``all``, or layers such as
-            ``0,3,5-9``.
+        selection: What a search has chosen (``SearchModule.selection()``), or a ``selection.json``,
+            ``zoo:MODEL/BENCHMARK``, ``hf:USER/NAME``, ``all``, or layers such as ``0,3,5-9``.
         learning_rate: Peak learning rate.
         weight_decay: Decoupled weight decay.
         warmup_ratio: Share of the steps over which the learning rate rises.
@@ -82,7 +83,7 @@ class FinetuneModule(L.LightningModule):
         self,
         backbone: Backbone,
         adapter: PeftConfig,
-        selection: str = "all",
+        selection: str | Path | Selection = "all",
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
         warmup_ratio: float = 0.1,

@@ -1,9 +1,10 @@
-"""What a user may write for a selection: a file, layers by number, or a name in the zoo or on the hub."""
+"""What a user may give for a selection: itself, a file, layers by number, or a name in the zoo or on the hub."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from pathlib import Path
 
 from flexora.backbone.families import family_of
 from flexora.errors import FlexoraError
@@ -47,22 +48,23 @@ def names_file(text: str) -> bool:
 
 
 def resolve_selection(
-    text: str, architecture: str, num_layers: int, target_modules: Collection[str] | str | None
+    given: str | Path | Selection, architecture: str, num_layers: int, target_modules: Collection[str] | str | None
 ) -> Selection:
-    """Turn what the user typed after ``--selection`` into a :class:`Selection` for this model.
+    """Turn what the user gave, or typed after ``--selection``, into a :class:`Selection` for this model.
 
     Args:
-        text: Path of a ``selection.json``, ``zoo:MODEL/BENCHMARK``, ``hf:USER/NAME``, ``all``, or a list such as
-            ``0,3,5-9``.
+        given: A selection, the path of a ``selection.json``, ``zoo:MODEL/BENCHMARK``, ``hf:USER/NAME``, ``all``, or a
+            list such as ``0,3,5-9``.
         architecture: Class name of the base model.
         num_layers: Its number of decoder layers.
         target_modules: The projections to adapt in each layer, as the adapter names them; where it names none, those of
             the file, or the paper's when the text is a list.
 
     Raises:
-        FlexoraError: If the text cannot be read or does not fit the model.
+        FlexoraError: If it cannot be read or does not fit the model.
     """
-    found = referenced_selection(text)
+    text = "selection" if isinstance(given, Selection) else str(given)
+    found = given if isinstance(given, Selection) else referenced_selection(text)
     if found is None and names_file(text):
         found = Selection.read(text)
     if found is not None:

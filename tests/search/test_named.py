@@ -1,4 +1,4 @@
-"""What a fine-tune's ``target_modules`` make of a selection from a file."""
+"""What a fine-tune's ``target_modules`` make of a selection, by itself or from a file."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ MODULES = Selection(base=BASE, layers=[1], targets={1: ["v_proj"]}, projections=
         (MODULES, ["q_proj", "v_proj"], MODULES.targets),
     ],
 )
-def test_a_file_is_adapted_where_the_adapter_says(
+def test_a_selection_is_adapted_where_the_adapter_says(
     selection: Selection, target_modules: list[str] | str | None, expected: dict[int, list[str]], tmp_path: Path
 ) -> None:
-    file = str(selection.write(tmp_path / "selection.json"))
-    found = resolve_selection(file, LLAMA, 4, target_modules)
-    assert found.targets == expected
-    assert found.model_copy(update={"targets": selection.targets}) == selection
+    file = selection.write(tmp_path / "selection.json")
+    for given in (str(file), file, selection):
+        found = resolve_selection(given, LLAMA, 4, target_modules)
+        assert found.targets == expected
+        assert found.model_copy(update={"targets": selection.targets}) == selection
 
 
 @pytest.mark.parametrize("selection", [UNEVEN, MODULES], ids=["uneven", "module-wise"])
