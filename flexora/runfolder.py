@@ -168,4 +168,7 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
             if change := first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key)):
                 return change
         return None
-    return None if old == new else f"{path} {old} -> {new}"
+    lists = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
+    if old == new or (lists and not any(first_difference(a, b) for a, b in zip(old, new, strict=True))):
+        return None
+    return f"{path} {old} -> {new}"

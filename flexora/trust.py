@@ -119,8 +119,13 @@ def known_class(path: object) -> Any:
 
 
 def same_class(one: object, other: object) -> bool:
-    """Whether two names are those of one class, which may be called by its package or by where it is defined."""
-    return one == other or (known_class(one) is not None and known_class(one) is known_class(other))
+    """Whether two names are those of one class: its own alone, behind its package, or behind where it is defined."""
+    return one == other or not _classes(str(one)).isdisjoint(_classes(str(other)))
+
+
+def _classes(name: str) -> set[Any]:
+    names = [name] if "." in name else [full for full in class_names() if full.endswith(f".{name}")]
+    return {known_class(full) for full in names} - {None}
 
 
 def class_names() -> set[str]:

@@ -22,7 +22,7 @@ from flexora.places import own_path
 from flexora.recipe import RecipeParser
 from flexora.recipes import find_recipe
 from flexora.runfolder import RunFolder
-from flexora.trust import restrict_imports
+from flexora.trust import restrict_imports, same_class
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Study:
 
 def merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     """Nested settings with others on top; a class that is named stands in the place of another one and its settings."""
-    if more.get("class_path", settings.get("class_path")) != settings.get("class_path"):
+    if "class_path" in more and not same_class(more["class_path"], settings.get("class_path")):
         return more
     both = {name: (settings[name], more[name]) for name in settings.keys() & more.keys()}
     inner = {n: merged(a, b) if isinstance(a, dict) and isinstance(b, dict) else b for n, (a, b) in both.items()}

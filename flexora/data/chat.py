@@ -54,13 +54,15 @@ def read_messages(messages: object) -> tuple[Message, ...]:
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise ValueError("messages is not a list of turns")
+    for number, message in enumerate(messages, start=1):
+        for name in ("tool_calls", "function_call"):  # a model would learn the answer without them
+            if isinstance(message, dict) and message.get(name):
+                raise ValueError(f"turn {number} has {name}, which is not read; write it into the turn's words")
     turns = [_turn(message) for message in messages]
     for number, message in enumerate(turns, start=1):
         for name in ("role", "content"):
             if not isinstance(message, dict) or not isinstance(message.get(name), str):
                 raise ValueError(f"turn {number} has no {name} in words")
-        if message.get("tool_calls"):  # a model would learn the answer without them
-            raise ValueError(f"turn {number} has tool_calls, which are not read; write them into its content")
         if message["role"] == ASSISTANT and not message["content"].strip():
             raise ValueError(f"turn {number}: the answer is empty")
     if turns[-1]["role"] != ASSISTANT:

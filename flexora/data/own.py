@@ -27,8 +27,9 @@ def choice_index(answer: Any, choices: Sequence[str], first: int) -> int:
     Raises:
         ValueError: If it is none of these.
     """
-    if isinstance(answer, str) and answer in choices:
-        return list(choices).index(answer)
+    for text in (answer, answer.strip()) if isinstance(answer, str) else ():
+        if text in choices:
+            return list(choices).index(text)
     letters = ascii_uppercase[: len(choices)]
     if isinstance(answer, str) and len(answer.strip()) == 1 and answer.strip().upper() in letters:
         return letters.index(answer.strip().upper())
@@ -37,18 +38,18 @@ def choice_index(answer: Any, choices: Sequence[str], first: int) -> int:
     raise ValueError(f"answer {answer!r} is neither a choice, nor its letter, nor its number")
 
 
-def _require_clear(answer: Any, labels: Sequence[str], first: int) -> None:
+def _require_clear(answer: Any, labels: Sequence[str]) -> None:
     """Refuse a number that is one of the labels of all rows, but counts to another one.
 
     Raises:
         ValueError: If it is: which of the two is meant, nothing says.
     """
-    if type(answer) is not int or str(answer) not in labels or labels.index(str(answer)) == answer - first:
+    if type(answer) is not int or str(answer) not in labels or labels.index(str(answer)) == answer:
         return
-    counted = repr(labels[answer - first]) if 0 <= answer - first < len(labels) else "none"
+    counted = repr(labels[answer]) if 0 <= answer < len(labels) else "none"
     raise ValueError(
-        f"answer {answer} is a label, but as a number (from {first}) it means {counted}; write it in quotes, or set "
-        "data.first_answer"
+        f"answer {answer} is a label, but counted from 0 it means {counted}; set data.first_answer to 0 or 1 where "
+        "answers count the labels, or write them as texts"
     )
 
 
@@ -59,11 +60,12 @@ def _require_labels(labels: Sequence[str], columns: Columns) -> None:
         raise FlexoraError(f"data.choices: {labels} are not two or more different labels; mend them")
 
 
-def _own_question(row: Row, columns: Columns, first: int, labels: Sequence[str] = ()) -> Question:
+def _own_question(row: Row, columns: Columns, first: int | None, labels: Sequence[str] = ()) -> Question:
     prompt, choices = pick(row, "prompt", columns), tuple(labels) or choices_of(pick(row, "choices", columns))
     answer = pick(row, "answer", columns)
-    _require_clear(answer, labels, first)
-    question = Question(prompt, choices, choice_index(answer, choices, first))
+    if first is None:
+        _require_clear(answer, labels)
+    question = Question(prompt, choices, choice_index(answer, choices, first or 0))
     if choices.count(choices[question.answer]) > 1:
         raise ValueError(f"the answer {choices[question.answer]!r} is there more than once")
     return question
@@ -78,7 +80,8 @@ class JsonlMultipleChoice(OwnRows, MultipleChoiceDataModule):
         choices: The choices of all rows, such as ``[negative, positive]``: a row is then a prompt and its answer.
         template: The context in the completion style, with a place for ``{stem}``, which is the prompt.
         letters_template: The context in the letters style, with places for ``{stem}`` and ``{options}``.
-        first_answer: The number of the first choice where answers are numbers.
+        first_answer: The number of the first choice where answers are numbers; 0 where it is not given, but then a
+            number that is one of ``choices`` itself and counts to another one is refused.
         options: Settings of :class:`OwnRows` and of :class:`MultipleChoiceDataModule`.
     """
 
@@ -92,7 +95,7 @@ class JsonlMultipleChoice(OwnRows, MultipleChoiceDataModule):
         choices: Sequence[str] = (),
         template: str = "{stem}",
         letters_template: str = "{stem}\n{options}\nAnswer:",
-        first_answer: Literal[0, 1] = 0,
+        first_answer: Literal[0, 1] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -145,7 +148,7 @@ def _conversation(row: Row, columns: Columns) -> Reading:
 
 def _new_conversation(row: Row) -> Reading:
     asked = row.get("messages")
-    if asked is None:
+    if "messages" not in row:
         raise ValueError(f"messages is missing among {', '.join(row)}")
     if not isinstance(asked, list) or not asked:
         raise ValueError("messages is not a list of turns")

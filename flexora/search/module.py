@@ -284,7 +284,8 @@ class SearchModule(L.LightningModule):
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             raise FlexoraError(
                 "search: a checkpoint of Lightning's holds no history and no inner optimiser, so no search can go on "
-                "from it; leave ckpt_path out, and give the Trainer flexora.search.callbacks.SearchFiles, which resumes"
+                "from it; leave ckpt_path out (and remove an hpc_ckpt file of Lightning's), and give the Trainer "
+                "flexora.search.callbacks.SearchFiles, which resumes"
             )
 
     def on_train_end(self) -> None:

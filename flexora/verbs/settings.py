@@ -94,7 +94,7 @@ class Recipe:
         self.parser: RecipeParser = recipe_parser(verb)
         self.namespace: Namespace = self.parser.parse_args(list(arguments))
         self.sections: dict[str, Any] = yaml.safe_load(self.parser.dump(self.namespace, skip_none=False))
-        self.sections["finetune"]["adapter"] = _nested(self.sections["finetune"]["adapter"])
+        self.sections["finetune"]["adapter"] = _nested(self.sections["finetune"]["adapter"] or {})
         require_effect(verb, arguments, self.sections)
         tell_shadowed(verb, arguments, self.sections, read_files(self.namespace.config))
         if plain_name(self.sections["finetune"]["folder"], "finetune.folder") in TAKEN_FOLDERS:
@@ -243,8 +243,9 @@ def _nested(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a class that is named in their midst, as flags give them, in its ``init_args``."""
     if "class_path" not in settings:
         return settings
-    own = {name: value for name, value in settings.items() if name not in ("class_path", "init_args")}
-    return {"class_path": settings["class_path"], "init_args": {**(settings.get("init_args") or {}), **own}}
+    parts = {name: value for name, value in settings.items() if name in ("class_path", "dict_kwargs")}
+    own = {name: value for name, value in settings.items() if name not in (*parts, "init_args")}
+    return {**parts, "init_args": {**(settings.get("init_args") or {}), **own}}
 
 
 def long_form(argument: str) -> str:

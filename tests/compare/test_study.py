@@ -90,6 +90,8 @@ def test_settings_of_another_class_are_not_mixed_in() -> None:
     other = {"class_path": "Threshold", "init_args": {"value": 0.1}}
     assert merged({"rule": rule, "steps": 2}, {"rule": other}) == {"rule": other, "steps": 2}
     assert merged({"rule": "Positive"}, {"rule": other})["rule"] == other
+    full = {"class_path": "flexora.search.rules.TopK", "init_args": {}}  # the same one
+    assert merged({"rule": rule}, {"rule": full})["rule"]["init_args"] == {"k": 3}
 
 
 def test_settings_stay_as_they_are_written(tmp_path: Path) -> None:

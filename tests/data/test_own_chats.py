@@ -121,8 +121,10 @@ def test_every_turn_of_the_assistant_is_trained_on_and_the_last_is_reported(tmp_
         ([*turns("a", "b"), 3], "turn 3 has no role in words"),
         (
             [*turns("a"), {"role": "assistant", "content": "b", "tool_calls": [{"name": "c"}]}],
-            "turn 2 has tool_calls, which are not read; write them into its content",
+            "turn 2 has tool_calls, which is not read; write it into the turn's words",
         ),
+        ([*turns("a"), {"role": "assistant", "content": None, "function_call": {"name": "c"}}], "has function_call"),
+        ([*sharegpt("a"), {"from": "gpt", "value": "b", "tool_calls": [{"name": "c"}]}], "has tool_calls"),
         (turns("a", "b", "c"), "the last turn is the user's, not the assistant's"),
         (turns("a", "b" * 200), "the last turn has 201 tokens, which max_length 64 cannot hold"),
     ],
@@ -155,7 +157,7 @@ def test_solved_examples_of_a_chat_are_turns(tmp_path: Path, chatty: Backbone) -
     ("row", "expected"),
     [
         ({"prompt": "Say 3"}, "messages is missing among prompt"),
-        ({"messages": None}, "messages is missing among messages"),
+        ({"messages": None}, "messages is not a list of turns"),
         ({"messages": "Say 3"}, "messages is not a list of turns"),
         ({"messages": []}, "messages is not a list of turns"),
         ({"messages": turns("a", "b")}, "the last turn is the assistant's; there is nothing to answer"),

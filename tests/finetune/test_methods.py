@@ -210,6 +210,13 @@ def test_flags_on_top_of_another_method(
     assert (adapter["class_path"], adapter["init_args"]["r"]) == (f"peft.{method}", rank)
 
 
+def test_a_section_of_the_fine_tunes_own_method_may_be_empty(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    top = tmp_path / "top.yaml"
+    top.write_text("finetune:\n  adapter:\n")
+    found = Recipe("run", ["--config", str(recipe()), "--config", str(top)])
+    assert found.adapter("finetune") == found.adapter("search")
+
+
 def test_another_class_does_not_inherit_the_defaults_of_lora() -> None:
     parsed = Recipe("run", ["--data=ArcEasy", "--adapter=MissConfig"])
     assert parsed.adapter("finetune")["init_args"]["r"] == MissConfig().r != LoraConfig().r
