@@ -23,11 +23,15 @@ FINETUNE_TRAINER = {
 
 
 def require_effect(verb: str, arguments: Sequence[str], sections: dict[str, Any]) -> None:
-    """Refuse a flag of the shared trainer that the phases' own settings of the same name make void.
+    """Refuse a flag that has no effect: another one of the same name, or a phase's own setting, makes it void.
 
     Raises:
-        FlexoraError: If there is one that no phase of the command follows, and no flag of a phase beside it.
+        FlexoraError: If there is one of the shared trainer that no phase of the command follows, and no flag of a phase
+            beside it; or if callbacks are appended to a phase's own more than once, of which the last would count.
     """
+    for more in (f"--{phase}.trainer.callbacks+" for phase in get_args(Phase)):
+        if [argument.partition("=")[0] for argument in arguments].count(more) > 1:
+            raise FlexoraError(f"{more}: the last one alone would count; give it once, with a list: {more}=[A, B]")
     given = _flags(arguments)
     for name, shared in sections["trainer"].items():
         own = {phase: sections[phase]["trainer"].get(name, shared) for phase in _followers(verb, name)}

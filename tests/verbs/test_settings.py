@@ -171,6 +171,10 @@ def test_callbacks_on_top_of_the_shared_ones(recipe: Callable[..., Path]) -> Non
     names = {phase: [one["class_path"] for one in parsed.trainer(phase)["callbacks"]] for phase in get_args(Phase)}
     monitor = "lightning.pytorch.callbacks.LearningRateMonitor"
     assert names == {"search": [monitor], "finetune": [monitor, "Timer"], "evaluate": [monitor]}
+    with pytest.raises(FlexoraError, match=r"callbacks\+: the last one alone would count; give it once"):
+        Recipe("run", [*shared, *(f"--finetune.trainer.callbacks+={name}" for name in ("Timer", "ModelSummary"))])
+    parsed = Recipe("run", [*shared, "--finetune.trainer.callbacks+=[Timer, ModelSummary]"])
+    assert len(parsed.trainer("finetune")["callbacks"]) == 3
     parsed = Recipe("run", [*shared, "--finetune.trainer.callbacks+=ModelCheckpoint"])
     with pytest.raises(FlexoraError, match=r"^finetune\.trainer\.callbacks: ModelCheckpoint: every phase keeps"):
         deque(check() for check in checks(parsed, get_args(Phase), trains=True))
