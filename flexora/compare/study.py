@@ -222,13 +222,18 @@ def make_study(namespace: jsonargparse.Namespace) -> Study:
     """The study that was parsed.
 
     Raises:
-        FlexoraError: If it has no arms, an arm or benchmark is named twice, or an arm refers to one that is not there.
+        FlexoraError: If it has no arms, settings are empty, an arm or benchmark is named twice, or an arm refers to one
+            that is not there.
     """
     values = vars(namespace)
     study = Study(**{name: values[name] for name in Study.__dataclass_fields__})
     for name, found in (("recipes", study.recipes), ("arms", study.arms), ("seeds", study.seeds)):
         if not found:
             raise FlexoraError(f"compare: {name}: the study has none; name at least one")
+    own = {"settings": study.settings, **{f"arms.{name}.settings": arm.settings for name, arm in study.arms.items()}}
+    for name, settings in own.items():
+        if settings is None:
+            raise FlexoraError(f"compare: {name}: here is nothing; fill it or remove it")
     named = {"recipes": list(study.recipes), "arms": list(study.arms), "seeds": list(map(str, study.seeds))}
     for name, names in named.items():
         folders = {slug(one) for one in names}

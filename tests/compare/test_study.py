@@ -143,6 +143,8 @@ def test_names_of_folders() -> None:
         ({"arms": ARMS | {"x": {"layers": "RandomLayers"}}}, "RandomLayers needs either k or like"),
         ({"arms": ARMS | {"x": {"layer": "AllLayers"}}}, "arms"),
         ({"arm": {"x": 1}}, "arm"),
+        ({"settings": None}, "compare: settings: here is nothing"),
+        ({"arms": ARMS | {"x": {"layers": "AllLayers", "settings": None}}}, "arms.x.settings: here is nothing"),
         ({"arms": ARMS | {"+": {"layers": "AllLayers"}}}, "arms: a name has neither letters nor digits"),
         (
             {
